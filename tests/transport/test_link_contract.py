@@ -1,0 +1,330 @@
+"""What every link promises, whatever carries it. Each world runs in its own kind of loop.
+
+To add a link: an async function that opens one and a runner for its loop, entered in WORLDS.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar
+
+import pytest
+import zmq
+
+from transport.link import Closed, Endpoint, Link, LinkClosed, LinkEvent, Received
+from transport.machine import NodeId
+from transport.sim_network import LinkShape, SimNetwork
+from transport.virtual_time import run_virtual
+from transport.wire import Body, Lane, Message, Schema, TensorSpec
+from transport.zmq_link import ZmqLink
+
+
+class Note(Body):
+    kind: ClassVar[str] = "note"
+    number: int = 0
+
+
+class Cargo(Body):
+    kind: ClassVar[str] = "cargo"
+    lane: ClassVar[Lane] = "bulk"
+    number: int = 0
+
+
+SCHEMA = Schema((Note, Cargo))
+ANN, BOB, EVE = NodeId("a" * 64), NodeId("b" * 64), NodeId("e" * 64)
+Open = Callable[[NodeId], Awaitable[Link]]
+
+
+@dataclass(frozen=True)
+class World:
+    """run: runs a coroutine to its end. opener: called inside it, gives what opens links."""
+
+    run: Callable[[Coroutine[Any, Any, None]], None]
+    opener: Callable[[], Open]
+
+
+def _simulated() -> Open:
+    network = SimNetwork(Random(1), LinkShape(latency_s=0.05, jitter_s=0.02, loss=0.1))
+
+    async def open_link(me: NodeId) -> Link:
+        return network.open(me, curve_key=me[:1] * 40, schema=SCHEMA)
+
+    return open_link
+
+
+def _over_sockets() -> Open:
+    async def open_link(me: NodeId) -> Link:
+        public, secret = zmq.curve_keypair()
+        return await ZmqLink.open(
+            me=me, curve_public=public.decode(), curve_secret=secret.decode(), schema=SCHEMA, host="127.0.0.1"
+        )
+
+    return open_link
+
+
+WORLDS = {
+    "simulated": World(run_virtual, _simulated),
+    "zmq": World(asyncio.run, _over_sockets),
+}
+
+
+@pytest.fixture(params=WORLDS.values(), ids=WORLDS.keys())
+def world(request: pytest.FixtureRequest) -> World:
+    return request.param
+
+
+@asynccontextmanager
+async def _links(world: World, *nodes: NodeId) -> AsyncIterator[list[Link]]:
+    open_link = world.opener()
+    links = [await open_link(node) for node in nodes]
+    try:
+        yield links
+    finally:
+        for link in links:
+            await link.close()
+
+
+def _introduce(**links: Link) -> None:
+    """Everybody knows everybody."""
+    named = {NodeId(name[0] * 64): link for name, link in links.items()}
+    for me, link in named.items():
+        for peer, other in named.items():
+            if peer != me:
+                link.know(peer, other.endpoint)
+
+
+def _cargo(number: int, payload: bytes | bytearray | memoryview) -> Message:
+    size = memoryview(payload).nbytes
+    spec = TensorSpec(name="x", shape=(size,), dtype="uint8", nbytes=size)
+    return Message(Cargo(number=number, tensors=(spec,)), (payload,))
+
+
+async def _received(link: Link, count: int, timeout_s: float = 30.0) -> list[Received]:
+    """The next `count` messages; any other event is a failure."""
+    got = []
+    async with asyncio.timeout(timeout_s):
+        while len(got) < count:
+            event = await link.recv()
+            assert isinstance(event, Received), event
+            got.append(event)
+    return got
+
+
+def test_messages_arrive_from_the_authenticated_sender(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            assert ann.send(BOB, Message(Note(number=7)))
+            assert bob.send(ANN, Message(Note(number=8)))
+            assert await _received(bob, 1) == [Received(ANN, Message(Note(number=7)))]
+            assert await _received(ann, 1) == [Received(BOB, Message(Note(number=8)))]
+
+    world.run(scenario())
+
+
+def test_each_lane_keeps_order_and_delivers_once(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            for number in range(200):
+                assert ann.send(BOB, Message(Note(number=number)))
+                assert ann.send(BOB, _cargo(number, bytes(100)))
+            bodies = [event.message.body for event in await _received(bob, 400)]
+            assert [body.number for body in bodies if isinstance(body, Note)] == list(range(200))
+            assert [body.number for body in bodies if isinstance(body, Cargo)] == list(range(200))
+            assert bob.poll() is None
+
+    world.run(scenario())
+
+
+def test_tensors_arrive_as_they_were_read_only(world: World) -> None:
+    payload = Random(3).randbytes(3_000_001)
+
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            assert ann.send(BOB, _cargo(1, payload))
+            assert ann.send(BOB, _cargo(2, b""))
+            big, empty = await _received(bob, 2)
+            assert bytes(big.message.buffers[0]) == payload
+            assert bytes(empty.message.buffers[0]) == b""
+            assert memoryview(big.message.buffers[0]).nbytes == big.message.nbytes
+
+    world.run(scenario())
+
+
+def test_control_overtakes_bulk(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            # Both lanes first open their connections, which takes however long it takes.
+            ann.send(BOB, Message(Note()))
+            ann.send(BOB, _cargo(0, b""))
+            await _received(bob, 2)
+            for number in range(8):
+                assert ann.send(BOB, _cargo(number, bytes(16 << 20)))
+            assert ann.send(BOB, Message(Note(number=9)))
+            kinds = [event.message.body.kind for event in await _received(bob, 9)]
+            assert kinds.index("note") < 8
+
+    world.run(scenario())
+
+
+def test_an_unknown_peer_cannot_be_sent_to(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN) as (ann,):
+            assert not ann.send(BOB, Message(Note()))
+            assert ann.stats.messages_sent == 0
+
+    world.run(scenario())
+
+
+def test_a_sender_whose_key_is_not_admitted_is_refused_and_counted(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB, EVE) as (ann, bob, eve):
+            _introduce(ann=ann, bob=bob)
+            eve.know(BOB, bob.endpoint)
+            eve.send(BOB, Message(Note(number=666)))
+            async with asyncio.timeout(10):
+                while not bob.stats.dropped_unauthorised:  # noqa: ASYNC110 - nothing is told, only counted
+                    await asyncio.sleep(0.01)
+            ann.send(BOB, Message(Note(number=1)))
+            assert await _received(bob, 1) == [Received(ANN, Message(Note(number=1)))]
+
+    world.run(scenario())
+
+
+def test_a_key_that_is_another_peers_is_not_taken_over(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            bob.know(EVE, ann.endpoint)
+            assert bob.stats.dropped_unauthorised == 1
+            assert not bob.send(EVE, Message(Note()))
+            ann.send(BOB, Message(Note(number=1)))
+            assert await _received(bob, 1) == [Received(ANN, Message(Note(number=1)))]
+
+    world.run(scenario())
+
+
+def test_a_forgotten_peer_is_neither_sent_to_nor_heard(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB, EVE) as (ann, bob, eve):
+            _introduce(ann=ann, bob=bob, eve=eve)
+            eve.send(BOB, Message(Note(number=1)))
+            await _received(bob, 1)
+            bob.forget(EVE)
+            assert not bob.send(EVE, Message(Note()))
+            async with asyncio.timeout(10):
+                assert await eve.recv() == Closed(BOB)
+            eve.send(BOB, Message(Note(number=2)))
+            ann.send(BOB, Message(Note(number=3)))
+            assert await _received(bob, 1) == [Received(ANN, Message(Note(number=3)))]
+
+    world.run(scenario())
+
+
+def test_a_link_that_closes_is_reported_once(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            ann.send(BOB, Message(Note(number=1)))
+            ann.send(BOB, _cargo(2, b"x"))
+            await _received(bob, 2)
+            bob.send(ANN, Message(Note(number=3)))
+            bob.send(ANN, _cargo(4, b"y"))
+            await _received(ann, 2)
+            await ann.close()
+            async with asyncio.timeout(10):
+                assert await bob.recv() == Closed(ANN)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await bob.recv()
+
+    world.run(scenario())
+
+
+def test_closing_lets_what_is_queued_leave_first(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            ann.send(BOB, Message(Note()))
+            await _received(bob, 1)
+            for number in range(50):
+                ann.send(BOB, Message(Note(number=number)))
+            await ann.close()
+            assert [e.message.body.number for e in await _received(bob, 50)] == list(range(50))  # type: ignore[attr-defined]
+
+    world.run(scenario())
+
+
+def test_a_closed_link_says_so_and_sends_nothing(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            async with asyncio.TaskGroup() as group:
+                waiting = group.create_task(_raises_link_closed(ann))
+                await asyncio.sleep(0)
+                await ann.close()
+                assert await waiting
+            assert await _raises_link_closed(ann)
+            assert not ann.send(BOB, Message(Note()))
+            await ann.close()
+
+    world.run(scenario())
+
+
+async def _raises_link_closed(link: Link) -> bool:
+    with pytest.raises(LinkClosed):
+        await link.recv()
+    return True
+
+
+def test_cancelling_recv_loses_nothing(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            for number in range(100):
+                ann.send(BOB, Message(Note(number=number)))
+            got, cancelled = list[LinkEvent](), 0
+            async with asyncio.timeout(20):
+                while len(got) < 100:
+                    try:
+                        async with asyncio.timeout(0.001):
+                            got.append(await bob.recv())
+                    except TimeoutError:
+                        cancelled += 1
+            assert cancelled > 0
+            assert got == [Received(ANN, Message(Note(number=number))) for number in range(100)]
+
+    world.run(scenario())
+
+
+def test_stats_count_the_same_bytes_at_both_ends(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            _introduce(ann=ann, bob=bob)
+            ann.send(BOB, Message(Note(number=5)))
+            ann.send(BOB, _cargo(6, bytes(1000)))
+            await _received(bob, 2)
+            assert ann.stats.messages_sent == bob.stats.messages_received == 2
+            assert ann.stats.bytes_sent == bob.stats.bytes_received
+            assert ann.stats.bytes_sent["bulk"] > 1000 > ann.stats.bytes_sent["control"] > 0
+
+    world.run(scenario())
+
+
+def test_knowing_twice_changes_nothing_and_a_moved_peer_is_found_again(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB) as (ann, bob):
+            elsewhere = Endpoint("tcp://127.0.0.1:1", bob.endpoint.curve_key)
+            ann.know(BOB, elsewhere)
+            _introduce(ann=ann, bob=bob)
+            _introduce(ann=ann, bob=bob)
+            ann.send(BOB, Message(Note(number=1)))
+            assert await _received(bob, 1) == [Received(ANN, Message(Note(number=1)))]
+            assert bob.poll() is None
+
+    world.run(scenario())

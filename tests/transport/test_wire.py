@@ -1,0 +1,47 @@
+"""The header codec refuses what is not exactly a message."""
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm.messages import WORK_KINDS, Accept
+from transport.wire import Schema, WireError
+
+SCHEMA = Schema(WORK_KINDS)
+ACCEPT = Accept(cell="c0", slot=3, term=1, digest="ab")
+
+
+def packed(**changes: object) -> bytes:
+    return msgpack.packb(msgpack.unpackb(SCHEMA.pack(ACCEPT)) | changes)
+
+
+def test_a_body_survives_the_wire() -> None:
+    assert SCHEMA.unpack(SCHEMA.pack(ACCEPT)) == ACCEPT
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (packed(v=2), "protocol version"),
+        (packed(k="nope"), "unknown kind"),
+        (packed(slot=-1), "slot"),
+        (packed(slot="3"), "slot"),
+        (packed(extra=1), "extra"),
+        (packed(digest=float("nan")), "non-finite"),
+        (SCHEMA.pack(ACCEPT) + b"\x00", "not a msgpack map"),
+        (b"\x82\xa1v\x01\xa1v\x01", "duplicate key"),
+        (msgpack.packb([1, 2]), "not a map"),
+        (b"\xdd\xff\xff\xff\xff", "not a msgpack map"),
+        (b"\x81\xa1v" + b"\x91" * 600 + b"\x01", "nested too deep"),
+    ],
+)
+def test_bad_headers_are_refused_with_a_reason(header: bytes, reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        SCHEMA.unpack(header)
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_raise_only_wire_errors(data: bytes) -> None:
+    with pytest.raises(WireError):
+        SCHEMA.unpack(data)

@@ -1,0 +1,1 @@
+"""How bytes and tensors travel: machines, links, identity, the wire and its codecs."""

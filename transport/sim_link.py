@@ -1,0 +1,245 @@
+"""A link in memory whose messages take virtual time to arrive.
+
+Headers really are packed and unpacked, so the simulated wire refuses exactly what the real
+one refuses. `sim_network.py` carries the messages and makes the faults.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
+
+from transport.link import Closed, Endpoint, LinkClosed, LinkEvent, LinkStats, Malformed, Received
+from transport.machine import NodeId
+from transport.wire import Buffer, Lane, Message, Schema, WireError, check_buffers
+
+LINGER_S = 1.0
+"""How long `close` waits for queued messages to leave."""
+REASONS_MAX = 16
+"""Reasons reported per peer; the peer chooses their text, so they must not pile up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A message on its way. leaves, due: when it has left the sender, when it arrives."""
+
+    header: bytes
+    buffers: tuple[memoryview, ...]
+    nbytes: int
+    leaves: float
+    due: float
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """Messages of one link to another on one lane: under way, or arrived and not yet taken."""
+
+    sender: SimLink
+    receiver: SimLink
+    lane: Lane
+    packets: deque[Packet] = field(default_factory=deque)
+    kept_messages: int = 0
+    kept_bytes: int = 0
+
+    def put(self, packet: Packet) -> None:
+        """Send on its way; it stays counted until `release`."""
+        self.kept_messages += 1
+        self.kept_bytes += packet.nbytes
+        self.packets.append(packet)
+
+    def release(self, nbytes: int) -> None:
+        """Make room: the receiver has taken this much, or it is lost."""
+        self.kept_messages -= 1
+        self.kept_bytes -= nbytes
+
+    def drop(self, after: float) -> None:
+        """Lose what leaves the sender later than `after`."""
+        while self.packets and self.packets[-1].leaves > after:
+            self.release(self.packets.pop().nbytes)
+
+
+class Carrier(Protocol):
+    """What a link needs of the network it is part of."""
+
+    def carry(self, sender: SimLink, endpoint: Endpoint, message: Message) -> int | None:
+        """Bytes sent, even if nobody listens there; None if the queue is full."""
+        ...
+
+    def shut(self, link: SimLink) -> None:
+        """Take a link off the network."""
+        ...
+
+    def hang_up(self, link: SimLink, other: SimLink) -> None:
+        """End a connection from one side. What has left still arrives, and then Closed."""
+        ...
+
+
+class SimLink:
+    """A `Link` of the simulated network; `SimNetwork.open` makes them."""
+
+    def __init__(self, network: Carrier, me: NodeId, endpoint: Endpoint, schema: Schema) -> None:
+        self.stats = LinkStats()
+        self.me = me
+        self._network = network
+        self._endpoint = endpoint
+        self.schema = schema
+        self.closed = False
+        self._known: dict[NodeId, Endpoint] = {}
+        self._admitted: dict[str, NodeId] = {}
+        self.connected: dict[SimLink, None] = {}  # a set would have no order
+        self.streams: dict[tuple[SimLink, Lane], Stream] = {}
+        self._inbox: deque[tuple[LinkEvent, Stream | None, int]] = deque()
+        self._arrived = asyncio.Event()
+        self._reasons: dict[NodeId, set[str]] = {}
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where this link listens: a `sim://` address."""
+        return self._endpoint
+
+    def know(self, peer: NodeId, endpoint: Endpoint) -> None:
+        """Learn or change where a peer listens, and admit its CURVE key. Idempotent.
+
+        A key that is another peer's is not taken over: it is counted, and nothing changes.
+        """
+        if self._admitted.get(endpoint.curve_key, peer) != peer:
+            self.stats.dropped_unauthorised += 1
+            return
+        old = self._known.get(peer)
+        if old is not None:
+            self._admitted.pop(old.curve_key, None)
+        self._known[peer] = endpoint
+        self._admitted[endpoint.curve_key] = peer
+
+    def forget(self, peer: NodeId) -> None:
+        """Close what is open to a peer, drop what is queued, admit its key no longer."""
+        endpoint = self._known.pop(peer, None)
+        if endpoint is None:
+            return
+        self._admitted.pop(endpoint.curve_key, None)
+        others = dict.fromkeys([*self.connected, *(stream.receiver for stream in self.streams.values())])
+        for other in others:
+            if other.endpoint.curve_key == endpoint.curve_key:
+                self._network.hang_up(self, other)
+                self.connected.pop(other, None)
+        inbox, self._inbox = self._inbox, deque()
+        for entry in inbox:
+            if entry[0].peer != peer:
+                self._inbox.append(entry)
+            elif entry[1] is not None:
+                entry[1].release(entry[2])
+
+    def send(self, peer: NodeId, message: Message) -> bool:
+        """Queue a message on the lane its body names. Never waits; False if nothing was queued."""
+        endpoint = self._known.get(peer)
+        if endpoint is None or self.closed:
+            return False
+        nbytes = self._network.carry(self, endpoint, message)
+        if nbytes is None:
+            self.stats.dropped_full += 1
+            return False
+        self.stats.messages_sent += 1
+        self.stats.bytes_sent[message.body.lane] += nbytes
+        return True
+
+    async def recv(self) -> LinkEvent:
+        """The next event. Cancelling loses nothing. Raises LinkClosed after `close` or a crash."""
+        while not self.closed:
+            event = self.poll()
+            if event is not None:
+                return event
+            self._arrived.clear()
+            await self._arrived.wait()
+        raise LinkClosed
+
+    def poll(self) -> LinkEvent | None:
+        """The next event if one is already here, without waiting."""
+        if not self._inbox:
+            return None
+        event, stream, nbytes = self._inbox.popleft()
+        if stream is not None:
+            stream.release(nbytes)
+        return event
+
+    async def close(self) -> None:
+        """Let what is queued leave for at most a second, then close."""
+        now = asyncio.get_running_loop().time()
+        leaves = [stream.packets[-1].leaves for stream in self.streams.values() if stream.packets]
+        await asyncio.sleep(min(LINGER_S, max([now, *leaves]) - now))
+        if not self.closed:
+            self._network.shut(self)
+
+    def arrive(self, stream: Stream, packet: Packet) -> None:
+        """Take a packet in: admit its sender, check it as the real wire does, queue it for `recv`."""
+        sender, peer = stream.sender, self._admitted.get(stream.sender.endpoint.curve_key)
+        if self.closed:
+            sender.streams.pop((self, stream.lane), None)
+            return
+        if peer is None:
+            stream.release(packet.nbytes)
+            self.stats.dropped_unauthorised += 1
+            return
+        if not sender.closed:
+            self.connected[sender] = sender.connected[self] = None
+        try:
+            body = self.schema.unpack(packet.header)
+            check_buffers(body, packet.buffers)
+        except WireError as error:
+            stream.release(packet.nbytes)
+            self._refuse(peer, str(error))
+            return
+        self.stats.messages_received += 1
+        self.stats.bytes_received[stream.lane] += packet.nbytes
+        self._put(Received(peer, Message(body, packet.buffers)), stream, packet.nbytes)
+
+    def _refuse(self, peer: NodeId, reason: str) -> None:
+        self.stats.dropped_malformed += 1
+        reasons = self._reasons.setdefault(peer, set())
+        if reason not in reasons and len(reasons) < REASONS_MAX:
+            reasons.add(reason)
+            self._put(Malformed(peer, reason))
+
+    def _put(self, event: LinkEvent, stream: Stream | None = None, nbytes: int = 0) -> None:
+        self._inbox.append((event, stream, nbytes))
+        self._arrived.set()
+
+    def stream_to(self, receiver: SimLink, lane: Lane) -> Stream:
+        """The stream to another link on a lane."""
+        key = (receiver, lane)
+        if key not in self.streams:
+            self.streams[key] = Stream(self, receiver, lane)
+        return self.streams[key]
+
+    def streams_to(self, receiver: SimLink) -> list[Stream]:
+        """The streams to another link that were ever used."""
+        return [stream for stream in self.streams.values() if stream.receiver is receiver]
+
+    def disconnect(self, other: SimLink) -> None:
+        """The connection is gone. Tell whoever listens, once."""
+        if other not in self.connected:
+            return
+        del self.connected[other]
+        for stream in self.streams_to(other):
+            del self.streams[other, stream.lane]
+            stream.drop(-inf)
+        peer = self._admitted.get(other.endpoint.curve_key)
+        if peer is not None and not self.closed:
+            self._put(Closed(peer))
+
+    def shut(self) -> None:
+        """Stop: `recv` raises from now on."""
+        self.closed = True
+        self.connected.clear()
+        self._inbox.clear()
+        self._arrived.set()
+
+
+def as_sent(buffer: Buffer) -> memoryview:
+    """What the buffer holds now, read-only. Only `bytes` cannot change under way."""
+    view = memoryview(buffer)
+    if isinstance(view.obj, bytes) and view.c_contiguous and view.format == "B" and view.ndim == 1:
+        return view
+    return memoryview(view.tobytes())

@@ -1,0 +1,195 @@
+"""What a ZeroMQ link keeps about one peer: two lanes out, what comes in, and its conduct."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import zmq
+from zmq.utils import z85
+
+from transport.link import Endpoint, LinkStats
+from transport.machine import NodeId
+from transport.reassembly import Inlet, Memory
+from transport.segments import Credit, LinkLimits, Outbox
+from transport.wire import Lane, Message, Schema, check_buffers
+from transport.zmq_dialer import Callee, Dialer
+from transport.zmq_socket import Context, CurveKeys
+
+_ADDRESS = re.compile(r"tcp://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:([0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all peers of a link have in common. context: of the outgoing sockets."""
+
+    me: NodeId
+    context: Context
+    keys: CurveKeys
+    schema: Schema
+    limits: LinkLimits
+    memory: Memory
+    stats: LinkStats
+
+
+class Exchange(Protocol):
+    """What a peer tells its link."""
+
+    def lost(self, peer: Peer) -> None:
+        """The connection went away, or could not be made; told once until it stands again."""
+        ...
+
+    def malformed(self, peer: Peer, reason: str) -> None:
+        """Something it said was dropped."""
+        ...
+
+    def sent(self) -> None:
+        """A whole message was handed over."""
+        ...
+
+
+class Conduct:
+    """The malformed messages of a peer: which to report, and when it is too much.
+
+    Old errors are forgotten at a constant rate, so that a peer of a neighbouring version, which
+    says something unknown now and then, is not cut off for it.
+    """
+
+    def __init__(self, limits: LinkLimits, now: float) -> None:
+        self._limits = limits
+        self._errors = 0.0
+        self._since = now
+        self._reasons: set[str] = set()
+
+    def is_new(self, reason: str) -> bool:
+        """Whether a reason was not reported before. What is remembered is bounded."""
+        if reason in self._reasons or len(self._reasons) >= self._limits.errors_max:
+            return False
+        self._reasons.add(reason)
+        return True
+
+    def is_too_much(self, now: float) -> bool:
+        """Count one error; True once the budget is spent."""
+        forgiven = (now - self._since) * self._limits.errors_forgiven_per_s
+        self._errors = max(0.0, self._errors - forgiven) + 1
+        self._since = now
+        return self._errors > self._limits.errors_max
+
+
+class Peer:
+    """One known peer. Both lanes are dialled when one of them is first used, or when it is heard:
+    the connection is also how its death is seen."""
+
+    def __init__(self, node: NodeId, endpoint: Endpoint, shared: Shared, exchange: Exchange) -> None:
+        self.node = node
+        self.endpoint = endpoint
+        self.conduct = Conduct(shared.limits, asyncio.get_running_loop().time())
+        self.inlet = Inlet(shared.schema, shared.limits, shared.memory, shared.stats)
+        self._shared = shared
+        self._exchange = exchange
+        self._is_lost = False
+        limits, stats = shared.limits, shared.stats
+        self._dialers: dict[Lane, Dialer] = {
+            "control": Dialer("control", Outbox(limits, None), stats, self, watches=True),
+            "bulk": Dialer("bulk", Outbox(limits, Credit()), stats, self, watches=False),
+        }
+
+    @property
+    def waiting(self) -> int:
+        """Messages not yet handed over whole, and not hopeless."""
+        return 0 if self._is_lost else sum(len(dialer.outbox) for dialer in self._dialers.values())
+
+    def send(self, message: Message) -> bool:
+        """Queue a message; False if there is no room or no address that could be dialled."""
+        lane = message.body.lane
+        check_buffers(message.body, message.buffers)
+        header = self._shared.schema.pack(message.body)
+        assert len(header) <= self._shared.schema.limits.header_bytes_max, f"{message.body.kind} is too large"
+        if not self.dial(lane):
+            return False
+        if not self._dialers[lane].outbox.offer(header, message.buffers):
+            self._shared.stats.dropped_full += 1
+            return False
+        self._dialers[lane].service()
+        return True
+
+    def dial(self, lane: Lane) -> bool:
+        """Open the sockets of a lane, and always of control; False if the address is no good."""
+        if self._dialers[lane].is_dialled:
+            return True
+        if not is_address(self.endpoint.address):
+            return False
+        callee = Callee(
+            address=self.endpoint.address,
+            curve_key=self.endpoint.curve_key,
+            spread=self._shared.me + self.node,
+        )
+        for dialer in {self._dialers["control"], self._dialers[lane]}:
+            if not dialer.is_dialled:
+                dialer.dial(self._shared.context, self._shared.keys, callee)
+        return True
+
+    def move(self, endpoint: Endpoint) -> None:
+        """The peer listens elsewhere, or has another key: dial there, with what waits."""
+        self.endpoint = endpoint
+        self._is_lost = False
+        self._redial()
+
+    def take(self, route: bytes, frames: Sequence[zmq.Frame]) -> Message | None:
+        """Take in a ZeroMQ message that is the peer's. Raises WireError."""
+        self.dial("control")
+        return self.inlet.take(route, [frame.buffer for frame in frames])
+
+    def service(self) -> None:
+        """Move what waits, for a caller that does not run the loop."""
+        for dialer in self._dialers.values():
+            if len(dialer.outbox):
+                dialer.service()
+
+    def hang_up(self, linger_ms: int = 0) -> None:
+        """Close both lanes. With no time to linger, what waits is dropped."""
+        for dialer in self._dialers.values():
+            dialer.hang_up(linger_ms)
+
+    def reached(self, up: bool) -> None:
+        """The control connection stands or fell."""
+        was_lost, self._is_lost = self._is_lost, not up
+        if self._is_lost and not was_lost:
+            self._exchange.lost(self)
+
+    def hung_up(self) -> None:
+        """The peer has forgotten us. Dial afresh for what waits: its door opens when it knows us."""
+        self._redial()
+        self.reached(False)
+
+    def bad(self, reason: str) -> None:
+        """It answered with something malformed."""
+        self._exchange.malformed(self, reason)
+
+    def sent(self) -> None:
+        """A message left."""
+        self._exchange.sent()
+
+    def _redial(self) -> None:
+        self.hang_up()
+        for lane, dialer in self._dialers.items():
+            if len(dialer.outbox):
+                self.dial(lane)
+
+
+def is_address(text: str) -> bool:
+    """Whether a peer's claim of where it listens is something to dial: tcp://HOST:PORT."""
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and 0 < int(match.group(2)) < 1 << 16
+
+
+def is_curve_key(text: str) -> bool:
+    """Whether a text is 32 bytes in Z85."""
+    try:
+        return len(text) == 40 and len(z85.decode(text.encode())) == 32
+    except (KeyError, ValueError, struct.error):
+        return False
