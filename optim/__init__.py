@@ -1,0 +1,1 @@
+"""Optimizer mathematics as free functions on tensors."""
