@@ -1,0 +1,1 @@
+"""What to do about loss: decide, rebuild, transfer, and keep on disk."""

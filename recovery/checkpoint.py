@@ -1,0 +1,258 @@
+"""State to disk and back, one directory per stage, so that any node writes what it holds.
+
+    DIR/stage-3/iter-000100/tensors.safetensors
+                            manifest.json        what it is, and the hash of every file
+
+A checkpoint appears under its name only when all of it is on the disk; whatever is found wrong
+later is refused by hash and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+_TENSORS = "tensors.safetensors"
+_MANIFEST = "manifest.json"
+_WRITING, _REPLACED = ".writing-", ".replaced-"
+_NAMED = re.compile(rf"(?:{re.escape(_REPLACED)})?iter-(\d{{1,15}})")
+
+Meta = Mapping[str, int | float | str]
+
+
+class CheckpointError(Exception):
+    """A checkpoint that could not be written or read. The text is one sentence that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose hashes were right when it was found."""
+
+    path: Path
+    iteration: int
+    meta: Meta
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A checkpoint that is not used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What was found, None if nothing is whole, and what was passed over on the way to it."""
+
+    found: Checkpoint | None
+    refused: tuple[Refused, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A whole model: one checkpoint per stage, all of one iteration of one cell."""
+
+    iteration: int
+    stages: tuple[Checkpoint, ...]
+
+
+def stage_directory(root: Path, stage: int) -> Path:
+    """Where the checkpoints of a stage are."""
+    return root / f"stage-{stage}"
+
+
+def write_checkpoint(
+    directory: Path, iteration: int, tensors: Mapping[str, Tensor], meta: Meta, keep: int = 2
+) -> Path:
+    """Write a checkpoint into a stage's directory and keep the newest `keep`.
+
+    Atomic: written and synced under another name, then renamed, so neither a crash nor a full
+    disk leaves half of it or harms an older one. A directory has one writer at a time. A
+    checkpoint of the same iteration is replaced. Raises CheckpointError.
+    """
+    assert keep >= 1, "a checkpoint that is deleted at once protects nothing"
+    target = directory / f"iter-{iteration:06d}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(directory)
+        draft = directory / f"{_WRITING}{target.name}"
+        draft.mkdir()
+        try:
+            _fill(draft, iteration, tensors, meta)
+            _put_in_place(draft, target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        for _, old in _candidates(directory)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write checkpoint {target}: {_why(error)}") from error
+    return target
+
+
+def newest_checkpoint(directory: Path, iteration: int | None = None) -> Search:
+    """The newest whole checkpoint of a stage, or the one of `iteration` if that is given.
+
+    Those with a wrong hash are refused, with reasons.
+    """
+    refused: list[Refused] = []
+    for found, path in _candidates(directory):
+        if iteration not in (None, found):
+            continue
+        try:
+            return Search(_verified(path), tuple(refused))
+        except CheckpointError as error:
+            refused.append(Refused(path, str(error)))
+    return Search(None, tuple(refused))
+
+
+def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, on the CPU. Raises CheckpointError."""
+    try:
+        return load_file(checkpoint.path / _TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read checkpoint {checkpoint.path}: {_why(error)}") from error
+
+
+def assemble(roots: Sequence[Path], stages: int) -> tuple[Assembly | None, tuple[Refused, ...]]:
+    """The newest iteration of which every stage is somewhere under `roots`, whole.
+
+    roots are the checkpoint directories of any number of nodes. Stages are put together only
+    within one cell (`meta["cell"]`), because cells differ between rounds. Returns None if no
+    iteration is complete, and in either case what was refused on the way.
+    """
+    refused: dict[Path, Refused] = {}
+    copies = _copies_by_cell(roots, stages, refused)
+    for iteration, cell in sorted({(it, cell) for it, cell, _ in copies}, key=lambda key: (-key[0], key[1])):
+        chosen = (_first_whole(copies.get((iteration, cell, s), ()), refused) for s in range(stages))
+        whole = tuple(checkpoint for checkpoint in chosen if checkpoint is not None)
+        if len(whole) == stages:
+            return Assembly(iteration, whole), tuple(refused.values())
+    return None, tuple(refused.values())
+
+
+def _copies_by_cell(
+    roots: Sequence[Path], stages: int, refused: dict[Path, Refused]
+) -> dict[tuple[int, str, int], list[Path]]:
+    """Candidates by (iteration, cell, stage); their tensors are not looked at yet."""
+    copies: dict[tuple[int, str, int], list[Path]] = {}
+    for stage in range(stages):
+        for iteration, path in (c for root in roots for c in _candidates(stage_directory(root, stage))):
+            try:
+                _, meta, _ = _read_manifest(path)
+            except CheckpointError as error:
+                refused[path] = Refused(path, str(error))
+                continue
+            copies.setdefault((iteration, str(meta.get("cell", "")), stage), []).append(path)
+    return copies
+
+
+def _first_whole(paths: Iterable[Path], refused: dict[Path, Refused]) -> Checkpoint | None:
+    for path in paths:
+        try:
+            return _verified(path)
+        except CheckpointError as error:
+            refused[path] = Refused(path, str(error))
+    return None
+
+
+def _fill(draft: Path, iteration: int, tensors: Mapping[str, Tensor], meta: Meta) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, draft / _TENSORS)
+    said = {"iteration": iteration, "meta": dict(meta), "files": {_TENSORS: _file_hash(draft / _TENSORS)}}
+    manifest = {"format": FORMAT, "said": said, "hash": _said_hash(said)}
+    (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in (draft / _TENSORS, draft / _MANIFEST, draft):
+        _sync(path)
+
+
+def _put_in_place(draft: Path, target: Path) -> None:
+    """Rename the draft to its name; an older checkpoint of that name steps aside first."""
+    if target.exists():
+        os.replace(target, target.with_name(_REPLACED + target.name))
+    os.replace(draft, target)
+    _sync(target.parent)
+    shutil.rmtree(target.with_name(_REPLACED + target.name), ignore_errors=True)
+
+
+def _clear_leftovers(directory: Path) -> None:
+    """Remove what a crash left half done, and put back what it had moved aside."""
+    for path in directory.glob(f"{_WRITING}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(f"{_REPLACED}*"):
+        home = path.with_name(path.name.removeprefix(_REPLACED))
+        if home.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.replace(path, home)
+
+
+def _candidates(directory: Path) -> list[tuple[int, Path]]:
+    """(iteration, path) of what is named like a checkpoint, newest first; one moved aside comes last."""
+    if not directory.is_dir():
+        return []
+    named = ((_NAMED.fullmatch(path.name), path) for path in directory.iterdir())
+    return sorted(((int(match[1]), path) for match, path in named if match), reverse=True)
+
+
+def _read_manifest(path: Path) -> tuple[int, Meta, dict[str, str]]:
+    """(iteration, meta, hash of each file). Raises CheckpointError if any of it is not as written."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT}")
+        said = manifest["said"]
+        if manifest["hash"] != _said_hash(said):
+            raise CheckpointError(f"{path / _MANIFEST} does not match its own hash")
+        return int(said["iteration"]), dict(said["meta"]), dict(said["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / _MANIFEST} cannot be read: {_why(error)}") from error
+
+
+def _verified(path: Path) -> Checkpoint:
+    iteration, meta, files = _read_manifest(path)
+    if set(files) != {_TENSORS}:
+        raise CheckpointError(f"{path / _MANIFEST} names other files than {_TENSORS}")
+    try:
+        found = _file_hash(path / _TENSORS)
+    except OSError as error:
+        raise CheckpointError(f"{path / _TENSORS} cannot be read: {_why(error)}") from error
+    if found != files[_TENSORS]:
+        raise CheckpointError(f"{path / _TENSORS} does not match its hash")
+    return Checkpoint(path, iteration, meta)
+
+
+def _said_hash(said: Mapping[str, object]) -> str:
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    digest = blake2b(digest_size=32)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or a directory's names, on the disk and not only in memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

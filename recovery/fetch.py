@@ -1,0 +1,340 @@
+"""The taking half of a state transfer: one state, from as many donors as have it.
+
+Donors are asked in the order given. The first manifest that fits is adopted, and donors of the
+same slot are then asked to help; those that turn out to have the same digest serve chunks in
+parallel. A donor that dies, stays silent or sends a chunk with a wrong hash costs the chunks it
+still owed, which others send; the fetch fails only when no donor is left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from recovery.patience import Patience
+from recovery.snapshot import (
+    HASH_BYTES,
+    Get,
+    Manifest,
+    NotHere,
+    Want,
+    chunk_hash,
+    layout,
+    state_digest,
+)
+from transport.machine import Effect, NodeId, Send
+from transport.wire import Message, TensorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchOptions:
+    """How a taker fetches.
+
+    donors_max: donors that serve at the same time. More is faster, costs each a snapshot.
+    window: chunks on their way from one donor. More fills long fat links, costs its queue.
+    manifest_wait_s: how long a donor may take to answer `Want`; it may have to reach a commit.
+    first_wait_s: patience between chunks until enough of them were measured.
+    floor_s: the least patience afterwards; then it is median + spread x MAD of the gaps measured.
+    strikes_max: silences in a row, each twice as long as the last, before a donor is dropped.
+    """
+
+    donors_max: int = 3
+    window: int = 4
+    manifest_wait_s: float = 15.0
+    first_wait_s: float = 10.0
+    floor_s: float = 0.5
+    spread: float = 8.0
+    strikes_max: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched(Effect):
+    """The state is here and every chunk's hash was right.
+
+    tensors: views into one block in raw bytes; `snapshot.to_tensors(holds, tensors)` types them.
+    donors: those that sent chunks. facts: what the donor said of the state.
+    """
+
+    name: str
+    slot: int
+    digest: str
+    holds: tuple[TensorSpec, ...]
+    tensors: dict[str, memoryview]
+    facts: dict[str, Any]
+    seconds: float
+    donors: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed(Effect):
+    """No donor is left. The reason names the last thing each of them did."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DonorDropped(Effect):
+    """A donor is asked no more. `hostile`: it sent what no honest donor sends."""
+
+    name: str
+    peer: NodeId
+    reason: str
+    hostile: bool
+
+
+@dataclass(slots=True)
+class _Donor:
+    """What a taker knows of a donor. `owed` are the chunks asked of it, oldest first."""
+
+    peer: NodeId
+    patience: Patience
+    state: Literal["unasked", "asked", "serving", "spare", "dropped"] = "unasked"
+    owed: dict[int, None] = field(default_factory=dict)
+    heard_at: float = 0.0
+    strikes: int = 0
+    wants: int = 0
+    sent: int = 0
+    reason: str = "was not asked"
+
+
+class Fetch:
+    """One state on its way here. `done` once `Fetched` or `FetchFailed` was returned."""
+
+    def __init__(
+        self,
+        name: str,
+        donors: Sequence[NodeId],
+        expected: Sequence[TensorSpec],
+        slot: int | None,
+        options: FetchOptions,
+        now: float,
+    ) -> None:
+        """expected: what the state must be made of; nothing else is allocated for, ever."""
+        self.name = name
+        self.done = False
+        self._options = options
+        self._expected = tuple(sorted(expected, key=lambda spec: spec.name))
+        self._slot = slot
+        self._started_at = now
+        self._donors = {peer: _Donor(peer, self._patience()) for peer in dict.fromkeys(donors)}
+        self._manifest: Manifest | None = None
+        self._hashes = memoryview(b"")
+        self._block = memoryview(b"")
+        self._missing: set[int] = set()
+        self._pending: deque[int] = deque()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the state being fetched, empty until a manifest was adopted."""
+        return self._manifest.digest if self._manifest else ""
+
+    def start(self, now: float) -> list[Effect]:
+        """Ask the first donors."""
+        return self._advance(now)
+
+    def on_manifest(self, peer: NodeId, body: Manifest, hashes: memoryview, now: float) -> list[Effect]:
+        """A donor said what it has: adopt it, take it as a second source, or keep it in reserve."""
+        donor = self._donors.get(peer)
+        if donor is None or donor.state != "asked":
+            return []
+        wrong = self._wrong_with(body, hashes)
+        if wrong:
+            return [*self._drop(donor, wrong, hostile=True), *self._advance(now)]
+        if self._manifest is None:
+            self._adopt(body, hashes)
+        donor.state = "serving" if body.digest == self.digest else "spare"
+        return self._advance(now)
+
+    def on_not_here(self, peer: NodeId, body: NotHere, now: float) -> list[Effect]:
+        """A donor cannot serve, or no longer has this snapshot and may have a newer one."""
+        donor = self._donors.get(peer)
+        # Several requests may be answered so: only the first refusal of chunks says anything new.
+        if donor is None or donor.state != ("serving" if body.digest else "asked"):
+            return []
+        if donor.state == "serving":
+            self._take_back(donor)
+            donor.state = "unasked"
+        elif self._slot is None and self._manifest is not None:
+            # It was asked for the slot of another donor; should that one die, its own will do.
+            donor.state = "spare"
+        else:
+            return [*self._drop(donor, body.reason, hostile=False), *self._advance(now)]
+        return self._advance(now)
+
+    def on_chunk(self, peer: NodeId, index: int, data: memoryview, now: float) -> list[Effect]:
+        """A chunk of this digest arrived: check it and put it in its place, late ones too."""
+        donor = self._donors.get(peer)
+        if donor is None or donor.state != "serving" or not (index in donor.owed or index in self._missing):
+            return []
+        if chunk_hash(data) != self._hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]:
+            wrong = f"sent chunk {index} with a wrong hash"
+            return [*self._drop(donor, wrong, hostile=True), *self._advance(now)]
+        self._store(index, data)
+        self._credit(donor, index, now)
+        return self._advance(now)
+
+    def lose(self, peer: NodeId, now: float) -> list[Effect]:
+        """A donor died: others send what it owed."""
+        donor = self._donors.get(peer)
+        if donor is None or donor.state == "dropped":
+            return []
+        return [*self._drop(donor, "is gone", hostile=False), *self._advance(now)]
+
+    def tick(self, now: float) -> list[Effect]:
+        """Ask again, or ask others, where a silence outlasted its patience."""
+        late = [d for d in self._donors.values() if (due := self._due(d)) is not None and due <= now]
+        effects: list[Effect] = []
+        for donor in late:
+            donor.strikes += 1
+            if donor.state == "asked" or donor.strikes > self._options.strikes_max:
+                effects += self._drop(donor, "did not answer in time", hostile=False)
+            else:
+                self._take_back(donor)
+        return effects + self._advance(now) if late else effects
+
+    def deadline(self) -> float | None:
+        """When the next silence is too long."""
+        dues = [due for donor in self._donors.values() if (due := self._due(donor)) is not None]
+        return min(dues, default=None)
+
+    def _due(self, donor: _Donor) -> float | None:
+        if donor.state == "asked":
+            return donor.heard_at + self._options.manifest_wait_s
+        if donor.state == "serving" and donor.owed:
+            return donor.heard_at + donor.patience.allowance_s() * (1 << donor.strikes)
+        return None
+
+    def _wrong_with(self, body: Manifest, hashes: memoryview) -> str:
+        """Why a manifest cannot be trusted, or an empty text. Checked before any allocation."""
+        if body.holds != self._expected:
+            return "offered other tensors than this state has"
+        _, nbytes = layout(body.holds)
+        if hashes.nbytes != -(-nbytes // body.chunk_bytes) * HASH_BYTES:
+            return "sent a wrong number of chunk hashes"
+        if self._slot is not None and body.slot != self._slot:
+            return f"offered slot {body.slot} when asked for slot {self._slot}"
+        said = (body.name, body.slot, body.holds, body.facts, body.chunk_bytes, bytes(hashes))
+        return (
+            "" if state_digest(*said) == body.digest else "sent a manifest that is not what its digest says"
+        )
+
+    def _adopt(self, body: Manifest, hashes: memoryview) -> None:
+        self._manifest = body
+        self._hashes = memoryview(bytes(hashes))
+        self._block = memoryview(bytearray(layout(body.holds)[1]))
+        self._pending = deque(range(hashes.nbytes // HASH_BYTES))
+        self._missing = set(self._pending)
+
+    def _store(self, index: int, data: memoryview) -> None:
+        assert self._manifest is not None
+        start = index * self._manifest.chunk_bytes
+        self._block[start : start + data.nbytes] = data
+        self._missing.discard(index)
+
+    def _credit(self, donor: _Donor, index: int, now: float) -> None:
+        """Note the donor's pace; what it owed before this chunk got lost, since lanes keep order."""
+        donor.patience.note(now - donor.heard_at)
+        donor.heard_at, donor.strikes = now, 0
+        donor.sent += 1
+        if index not in donor.owed:
+            return
+        for owed in list(donor.owed):
+            del donor.owed[owed]
+            if owed == index:
+                break
+            self._pending.appendleft(owed)
+
+    def _take_back(self, donor: _Donor) -> None:
+        self._pending.extendleft(reversed(donor.owed))
+        donor.owed.clear()
+
+    def _drop(self, donor: _Donor, reason: str, *, hostile: bool) -> list[Effect]:
+        self._take_back(donor)
+        donor.state, donor.reason = "dropped", reason
+        return [DonorDropped(self.name, donor.peer, reason, hostile)]
+
+    def _advance(self, now: float) -> list[Effect]:
+        """What follows from where things stand: finish, ask donors, ask for chunks, or give up."""
+        if self.done:
+            return []
+        if self._manifest is not None and not self._missing:
+            return self._finish(self._manifest, now)
+        if self._manifest is not None and not self._in_state("asked", "serving", "unasked"):
+            self._start_over()
+        effects = [*self._ask_donors(now), *self._ask_chunks(now)]
+        return effects if self._in_state("asked", "serving") else [*effects, *self._fail()]
+
+    def _start_over(self) -> None:
+        """Nobody has the adopted state any more; those in reserve, or not yet asked, have another."""
+        self._manifest = None
+        self._missing.clear()
+        self._pending.clear()
+        for donor in self._in_state("spare"):
+            donor.state = "unasked"
+
+    def _ask_donors(self, now: float) -> list[Effect]:
+        """One donor until a slot is known; then as many of that slot as may help."""
+        slot = self._manifest.slot if self._manifest else self._slot
+        active_max = 1 if slot is None else self._options.donors_max
+        effects: list[Effect] = []
+        for donor in self._in_state("unasked"):
+            if len(self._in_state("asked", "serving")) >= active_max:
+                break
+            if donor.wants == self._options.strikes_max:
+                effects += self._drop(donor, "kept changing what it has", hostile=False)
+                continue
+            donor.wants += 1
+            donor.state, donor.heard_at = "asked", now
+            effects.append(Send(donor.peer, Message(Want(name=self.name, slot=slot))))
+        return effects
+
+    def _ask_chunks(self, now: float) -> list[Effect]:
+        """Fill every serving donor's window, the most reliable donor first."""
+        effects: list[Effect] = []
+        for donor in sorted(self._in_state("serving"), key=lambda d: d.strikes):
+            if not donor.owed:
+                donor.heard_at = now
+            while len(donor.owed) < self._options.window and self._next_pending() is not None:
+                effects.append(self._get(donor))
+        return effects
+
+    def _next_pending(self) -> int | None:
+        """The next chunk to ask for; those that came late after all are passed over."""
+        while self._pending and self._pending[0] not in self._missing:
+            self._pending.popleft()
+        return self._pending[0] if self._pending else None
+
+    def _get(self, donor: _Donor) -> Effect:
+        """Ask for the next pending chunk and those that follow it directly."""
+        first = last = self._pending.popleft()
+        donor.owed[first] = None
+        while len(donor.owed) < self._options.window and self._next_pending() == last + 1:
+            last = self._pending.popleft()
+            donor.owed[last] = None
+        return Send(donor.peer, Message(Get(digest=self.digest, first=first, count=last - first + 1)))
+
+    def _finish(self, manifest: Manifest, now: float) -> list[Effect]:
+        self.done = True
+        offsets, _ = layout(manifest.holds)
+        pieces = zip(manifest.holds, offsets, strict=True)
+        tensors = {spec.name: self._block[at : at + spec.nbytes] for spec, at in pieces}
+        donors = tuple(donor.peer for donor in self._donors.values() if donor.sent)
+        seconds = now - self._started_at
+        facts = dict(manifest.facts)
+        digest, slot = manifest.digest, manifest.slot
+        return [Fetched(self.name, slot, digest, manifest.holds, tensors, facts, seconds, donors)]
+
+    def _fail(self) -> list[Effect]:
+        self.done = True
+        reasons = "; ".join(f"{donor.peer[:8]} {donor.reason}" for donor in self._donors.values())
+        return [FetchFailed(self.name, f"No donor is left for {self.name}: {reasons or 'none was named'}.")]
+
+    def _patience(self) -> Patience:
+        options = self._options
+        return Patience(options.first_wait_s, options.floor_s, options.spread)
+
+    def _in_state(self, *states: str) -> list[_Donor]:
+        return [donor for donor in self._donors.values() if donor.state in states]
