@@ -1,0 +1,310 @@
+"""The coordinator of a job: admits nodes, founds the job, archives checkpoints, serves status.
+
+Training needs it only until the nodes have met. One process: gossip, lobby and archive share
+a loop, because none of them computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, newest_iteration
+from swarm.daemon.bridges import MemoryBridge
+from swarm.daemon.genesis import TOPIC, found_job
+from swarm.daemon.gossip_half import GossipHalf, GossipSetup
+from swarm.daemon.jobdir import JobDir, open_job
+from swarm.daemon.lobby import Admitted
+from swarm.daemon.lobby_server import open_lobby, serve_lobby
+from swarm.daemon.lock import lock_directory
+from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation, run_until_told, say, write_info
+from swarm.daemon.options import CoordinatorOptions, UserError
+from swarm.daemon.status import serve_status
+from swarm.daemon.trust import revoke
+from swarm.events import Event, EventFile, wall_time
+from swarm.gossip.config import volunteer_wan
+from swarm.gossip.view import MemberRecord, View, read_member
+from swarm.job import Job
+from swarm.messages import Count, Part
+from swarm.pipeline.computing import stage_size
+from swarm.pipeline.data import load_corpus
+from swarm.pipeline.model import preset
+from transport.identity import Identity, pack_payload, unpack_payload
+from transport.link import Endpoint
+from transport.machine import NodeId
+from transport.wire import Schema, Signed, WireError, WireLimits
+from transport.zmq_link import ZmqLink
+
+LEAVE_S = 3.0
+SURE_S = 30.0
+"""After a restart: longer than the longest suspicion of gossip, so that nobody dead is counted."""
+FOUNDED = "founded"
+"""A file in the job's directory with the genesis of the job, once there is one."""
+SETTLE_S = 0.5
+"""Between enough nodes being there and the genesis, so that those who come together count."""
+
+
+def run_coordinator(options: CoordinatorOptions) -> int:
+    """Run the coordinator of a job directory until told to stop. Returns the exit code."""
+    jobdir = open_job(options.directory)
+    lock_directory(options.directory)
+    resumed = 0
+    if options.resume:
+        resumed = newest_iteration(options.directory / "checkpoints", jobdir.job.pipeline.stages)
+        if not resumed:
+            raise UserError(f"{options.directory} has no whole checkpoint: start it without --resume")
+    return asyncio.run(Coordinator(options, jobdir, resumed).run())
+
+
+@dataclass(slots=True)
+class Coordinator:
+    """One run of a coordinator."""
+
+    options: CoordinatorOptions
+    jobdir: JobDir
+    resumed: int
+
+    async def run(self) -> int:
+        """Open the sockets and serve."""
+        options, jobdir = self.options, self.jobdir
+        identity = jobdir.identity
+        async with AsyncExitStack() as stack:
+            emit = EventFile(options.directory / "events.jsonl")
+            stack.callback(emit.close)
+            gossip = await self._open(stack, identity, GOSSIP_SCHEMA, options.gossip_port)
+            work = await self._open(stack, identity, ARCHIVE_SCHEMA, options.work_port)
+            ours, theirs = MemoryBridge.pair()
+            setup = GossipSetup.for_member(
+                identity,
+                jobdir.certificate,
+                role="coordinator",
+                job=jobdir.job,
+                root_key=jobdir.root_key,
+                gossip=gossip.endpoint.address,
+                work=work.endpoint.address,
+                incarnation=next_incarnation(options.directory),
+                config=volunteer_wan(),
+                rng=random.Random(),
+                wall=wall_time,
+                emit=emit,
+            )
+            half = GossipHalf(setup, gossip, ours)
+            half.seed(read_members(options.directory))
+            corpus = load_corpus(jobdir.job.data)
+            archive = ArchiveHalf(
+                me=identity.node,
+                job=jobdir.job,
+                sizes=stage_sizes(jobdir.job, corpus.vocab),
+                directory=options.directory / "checkpoints",
+                link=work,
+                bridge=theirs,
+                wall=wall_time,
+                emit=emit,
+                in_background=asyncio.to_thread,
+            )
+            return await self._serve(stack, half, archive, gossip, corpus.digest, emit)
+
+    async def _open(self, stack: AsyncExitStack, identity: Identity, schema: Schema, port: int) -> ZmqLink:
+        link = await ZmqLink.open(
+            me=identity.node,
+            curve_public=identity.curve_public,
+            curve_secret=identity.curve_secret,
+            schema=schema,
+            host=self.options.host,
+            port=port,
+        )
+        stack.push_async_callback(link.close)
+        return link
+
+    async def _serve(
+        self,
+        stack: AsyncExitStack,
+        half: GossipHalf,
+        archive: ArchiveHalf,
+        gossip: ZmqLink,
+        corpus: str,
+        emit: EventFile,
+    ) -> int:
+        options, jobdir = self.options, self.jobdir
+
+        def admitted(entry: Admitted) -> None:
+            gossip.know(NodeId(entry.certificate.node), Endpoint(entry.gossip, entry.certificate.curve_key))
+
+        port = options.lobby_port or jobdir.lobby_port
+        lobby = serve_lobby(open_lobby(jobdir), jobdir, options.host, port, half.records, emit, admitted)
+        code = 0
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                others = [tasks.create_task(lobby), tasks.create_task(archive.run())]
+                found = found_once(
+                    half,
+                    jobdir.job,
+                    jobdir.identity,
+                    options.directory,
+                    corpus=corpus,
+                    resumed=self.resumed,
+                    wall=wall_time,
+                )
+                others.append(tasks.create_task(found))
+                others.append(tasks.create_task(remember_members(half, options.directory)))
+                others.append(tasks.create_task(tell_revocations(half, jobdir)))
+                await self._announce(stack, half, emit)
+                code = await run_until_told(half, LEAVE_S)
+                for task in others:
+                    task.cancel()
+        except* UserError as group:
+            raise group.exceptions[0] from None
+        return code
+
+    async def _announce(self, stack: AsyncExitStack, half: GossipHalf, emit: EventFile) -> None:
+        options, node = self.options, self.jobdir.identity.node
+        server = None
+        if options.status_port is not None:
+            server = await serve_status(half.snapshot, port=options.status_port)
+            stack.push_async_callback(server.close)
+        port = server.port if server else None
+        info: dict[str, object] = {"pid": os.getpid(), "status_port": port, "lobby": self.jobdir.lobby}
+        write_info(options.directory / "coordinator.json", info | {"node": node})
+        emit(Event("started", wall_time(), node, {"role": "coordinator", **info}))
+        say(f"job {self.jobdir.job.name} is open to newcomers at {self.jobdir.lobby}", server)
+
+
+async def remember_members(half: GossipHalf, directory: Path) -> None:
+    """Write down who is here, so that a restart after a crash finds them."""
+    known: tuple[Signed, ...] = ()
+    while True:
+        records = half.records()
+        if {r.signer for r in records} != {r.signer for r in known}:
+            known = records
+            write_members(directory, records)
+        await asyncio.sleep(1.0)
+
+
+async def tell_revocations(half: GossipHalf, jobdir: JobDir) -> None:
+    """Tell all members who was revoked, at the start and whenever somebody more is."""
+    told: frozenset[str] = frozenset()
+    while True:
+        nodes = told | jobdir.revoked_nodes()
+        if nodes != told:
+            told = nodes
+            notice = revoke(jobdir.authority.run_key, jobdir.job.digest, nodes)
+            half.publish(notice.topic, notice.version, notice.notice)
+        await asyncio.sleep(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollcall:
+    """Tells who is here from who was here before this coordinator started, and may be gone.
+
+    seeds: node -> (incarnation, seq) of the record that an earlier run kept. sure_at: from then
+    on whoever is gone has been found out.
+    """
+
+    seeds: Mapping[str, tuple[int, int]]
+    sure_at: float
+
+    @classmethod
+    def of(cls, directory: Path, now: float) -> Rollcall:
+        """Begin with the members that are kept in a directory."""
+        seeds: dict[str, tuple[int, int]] = {}
+        for signed in read_members(directory):
+            with suppress(WireError):  # of another version: gossip refuses it just so
+                record = read_member(signed)
+                seeds[record.node] = (record.incarnation, record.seq)
+        return cls(seeds, now + SURE_S)
+
+    def present(self, view: View, now: float) -> View:
+        """The live workers that spoke since, or all once the others would have been buried."""
+        here = [m for m in view.live() if now >= self.sure_at or self._is_news(m.record)]
+        return View({member.node: member for member in here})
+
+    def _is_news(self, record: MemberRecord) -> bool:
+        return (record.incarnation, record.seq) > self.seeds.get(record.node, (-1, -1))
+
+
+async def found_once(
+    half: GossipHalf,
+    job: Job,
+    identity: Identity,
+    directory: Path,
+    *,
+    corpus: str,
+    resumed: int,
+    wall: Callable[[], float],
+) -> None:
+    """Found the job once enough nodes are here, unless it lives already or was founded.
+
+    What it is founded with is kept before anybody hears of it, and published again at each start:
+    killed in between, a coordinator would else forget a job that has begun, or never begin it.
+    """
+    kept = read_founded(directory)
+    if resumed == 0 and (directory / FOUNDED).exists():
+        if kept is not None:
+            half.publish(TOPIC, kept.version, kept.notice)
+        return
+    clock = asyncio.get_running_loop().time
+    rollcall = Rollcall.of(directory, clock())
+    while not rollcall.present(half.view, clock()).cells():
+        await asyncio.sleep(SETTLE_S)
+        if len(rollcall.present(half.view, clock()).live()) >= job.pipeline.nodes:
+            await asyncio.sleep(SETTLE_S)
+            here = rollcall.present(half.view, clock())
+            if len(here.live()) < job.pipeline.nodes:
+                continue  # somebody of them was not there after all
+            notice = found_job(here, job, identity.node, identity.sign, corpus=corpus, resumed=resumed)
+            version = max(int(wall()), kept.version + 1 if kept else 0)
+            write_founded(directory, version, notice)
+            half.publish(TOPIC, version, notice)
+            return
+
+
+def write_founded(directory: Path, version: int, notice: Signed) -> None:
+    """Keep the genesis and its version, in one step."""
+    draft = directory / f"{FOUNDED}.tmp"
+    draft.write_bytes(pack_payload(_Founded(version=version, notice=notice)))
+    draft.replace(directory / FOUNDED)
+
+
+def read_founded(directory: Path) -> _Founded | None:
+    """The genesis that was kept, None if there is none or it cannot be read."""
+    try:
+        data = (directory / FOUNDED).read_bytes()
+        return unpack_payload(_Founded, data, WireLimits(header_bytes_max=64 << 20))
+    except (OSError, WireError):
+        return None
+
+
+def stage_sizes(job: Job, vocab: int) -> tuple[int, ...]:
+    """Parameters of each stage of a job."""
+    config = preset(job.model.preset, vocab)
+    return tuple(stage_size(config, job.pipeline.stages, k) for k in range(job.pipeline.stages))
+
+
+def write_members(directory: Path, records: Sequence[Signed]) -> None:
+    """Keep the members' records, so that a coordinator that comes back finds its swarm."""
+    draft = directory / "members.tmp"
+    draft.write_bytes(pack_payload(_Members(records=tuple(records))))
+    draft.replace(directory / "members")
+
+
+def read_members(directory: Path) -> tuple[Signed, ...]:
+    """The members' records kept at an earlier run; none if they cannot be read."""
+    try:
+        data = (directory / "members").read_bytes()
+        return unpack_payload(_Members, data, WireLimits(header_bytes_max=64 << 20)).records
+    except (OSError, WireError):
+        return ()
+
+
+class _Members(Part):
+    records: tuple[Signed, ...]
+
+
+class _Founded(Part):
+    version: Count
+    notice: Signed

@@ -1,0 +1,318 @@
+"""The half of a node that must never stall: membership, and what status can see.
+
+Runs alike in the gossip process of a real node, in a coordinator and in the simulated world.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from swarm.daemon.bridge import (
+    Bridge,
+    FactsChanged,
+    Failed,
+    Left,
+    MemberChanged,
+    NoticeLearned,
+    PeerLost,
+    Progress,
+    Stop,
+)
+from swarm.daemon.genesis import DOMAIN as GENESIS_DOMAIN
+from swarm.daemon.genesis import TOPIC as GENESIS
+from swarm.daemon.options import UserError
+from swarm.daemon.trust import REVOKED, Trust
+from swarm.events import Emit, Event, EventKind, Noted
+from swarm.gossip.config import GossipConfig
+from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated
+from swarm.gossip.membership import Membership
+from swarm.gossip.messages import Notice
+from swarm.gossip.records import Untrusted
+from swarm.gossip.view import MemberRecord, Role, View
+from swarm.job import Job
+from transport.driver import Driver
+from transport.identity import Identity, verify
+from transport.link import Link
+from transport.machine import Effect, NodeId
+from transport.wire import Body, Signed, WireError
+
+DONE_S = 10.0
+"""After every live worker has finished: how long a node stays for late readers."""
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipSetup:
+    """What a gossip half is built from, besides its seams."""
+
+    record: MemberRecord
+    sign: Callable[[str, bytes], Signed]
+    verifier: Trust
+    job: Job
+    config: GossipConfig
+    rng: random.Random
+    wall: Callable[[], float]
+    emit: Emit
+
+    @classmethod
+    def for_member(
+        cls,
+        identity: Identity,
+        certificate: bytes,
+        *,
+        role: Role,
+        job: Job,
+        root_key: bytes,
+        gossip: str,
+        work: str,
+        incarnation: int,
+        config: GossipConfig,
+        rng: random.Random,
+        wall: Callable[[], float],
+        emit: Emit,
+    ) -> GossipSetup:
+        """The setup of an admitted member that listens at these addresses."""
+        record = MemberRecord(
+            job=job.digest,
+            node=identity.node,
+            incarnation=incarnation,
+            seq=0,
+            role=role,
+            gossip=gossip,
+            work=work,
+            curve_key=identity.curve_public,
+            certificate=certificate,
+        )
+        return cls(
+            record=record,
+            sign=identity.sign,
+            verifier=Trust(job.digest, root_key, wall),
+            job=job,
+            config=config,
+            rng=rng,
+            wall=wall,
+            emit=emit,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusSnapshot:
+    """What GET /status tells, as of now.
+
+    gossip_sent_bytes, gossip_received_bytes: by the gossip link; the work link's are in
+    `progress`. dropped: gossip that was not believed or not even a message, by reason.
+    """
+
+    node: str
+    role: str
+    job: Job
+    view: View
+    progress: Progress
+    gossip_sent_bytes: int
+    gossip_received_bytes: int
+    dropped: Mapping[str, int]
+
+
+class GossipHalf:
+    """Membership of one node, driven over its gossip link."""
+
+    def __init__(self, setup: GossipSetup, link: Link, bridge: Bridge) -> None:
+        self.setup = setup
+        self._link, self._bridge = link, bridge
+        self._membership = Membership(
+            setup.record,
+            sign=setup.sign,
+            verifier=setup.verifier,
+            verify_notice=self._believe,
+            config=setup.config,
+            rng=setup.rng,
+            now=asyncio.get_running_loop().time(),
+        )
+        self._driver = Driver(
+            self._membership,
+            link,
+            self._perform,
+            closed=self._membership.closed,
+            malformed=self._malformed,
+        )
+        self._statuses: dict[NodeId, str] = {}
+        self._progress = Progress()
+        self._done_since: float | None = None
+        self._code = 0
+        self._leaving = self._noted_unreadable = False
+
+    @property
+    def view(self) -> View:
+        """Who is here, as this node sees it."""
+        return self._membership.view
+
+    def records(self) -> tuple[Signed, ...]:
+        """Signed records of the live members, this node's own first."""
+        return self._membership.signed_records()
+
+    def seed(self, records: Iterable[Signed]) -> None:
+        """Meet the swarm through these members."""
+        self._driver.act(self._membership.seed(records, self._now()))
+
+    def publish(self, topic: str, version: int, notice: Signed) -> None:
+        """Spread a notice."""
+        self._driver.act(self._membership.publish(topic, version, notice, self._now()))
+
+    def leave(self, reason: str) -> None:
+        """Ask the training half to hand over; `run` ends when it has."""
+        self._leaving = True
+        self._bridge.send(Stop(reason=reason))
+
+    def snapshot(self) -> StatusSnapshot:
+        """For the status server."""
+        stats = self._link.stats
+        dropped = {
+            **self._membership.refused,
+            "malformed": stats.dropped_malformed,
+            "queue full": stats.dropped_full,
+            "unauthorised": stats.dropped_unauthorised,
+        }
+        return StatusSnapshot(
+            node=self.setup.record.node,
+            role=self.setup.record.role,
+            job=self.setup.job,
+            view=self.view,
+            progress=self._progress,
+            gossip_sent_bytes=sum(stats.bytes_sent.values()),
+            gossip_received_bytes=sum(stats.bytes_received.values()),
+            dropped={reason: count for reason, count in dropped.items() if count},
+        )
+
+    async def run(self) -> int:
+        """Gossip until the training half is gone. Returns an exit code; raises UserError."""
+        listening = self._driver.run()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(listening)
+                tasks.create_task(self._hear())
+                if self.setup.record.role == "worker":
+                    tasks.create_task(self._watch())
+        except* _Ended:
+            self._driver.act(self._membership.leave())
+        except* UserError as group:
+            raise group.exceptions[0] from None
+        return self._code
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _hear(self) -> None:
+        while True:
+            try:
+                body = await self._bridge.recv()
+            except EOFError:
+                self._code = 0 if self._leaving else 1
+                if not self._leaving:
+                    self._note("error", {"reason": "the training process ended"})
+                raise _Ended from None
+            except WireError as error:
+                self._unreadable(str(error))
+                continue
+            self._on_bridge(body)
+
+    def _unreadable(self, reason: str) -> None:
+        """The other half sent what is no message: dropped, noted the first time."""
+        if not self._noted_unreadable:
+            self._noted_unreadable = True
+            self._note("dropped", {"what": "message of the training half", "why": reason})
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._look_whether_done(self._now())
+
+    def _on_bridge(self, body: Body) -> None:
+        now = self._now()
+        match body:
+            case FactsChanged(facts=facts):
+                self._driver.act(self._membership.set_facts(facts, now))
+            case PeerLost(peer=peer):
+                self._driver.act(self._membership.doubt(NodeId(peer), now))
+            case Progress():
+                self._progress = body
+                self._report(body)
+            case Failed(reason=reason):
+                raise UserError(reason)
+            case Left():
+                raise _Ended
+
+    def _report(self, body: Progress) -> None:
+        fields = {
+            "cell": body.cell,
+            "iteration": body.iteration,
+            "tokens_per_s": round(body.tokens_per_s, 1),
+            "bytes_sent": body.bytes_sent + sum(self._link.stats.bytes_sent.values()),
+            "memory_bytes": body.memory_bytes,
+            "dropped": body.dropped,
+        }
+        self._note("progress", fields)
+
+    def _look_whether_done(self, now: float) -> None:
+        """Leave when nobody has anything left to train."""
+        workers = self.view.live()
+        if not workers or any(m.facts.state != "finished" for m in workers):
+            self._done_since = None
+        elif self._done_since is None:
+            self._done_since = now
+        elif now - self._done_since > DONE_S and not self._leaving:
+            self.leave("the job is finished")
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Know(peer, endpoint):
+                self._link.know(peer, endpoint)
+            case Forget(peer):
+                self._link.forget(peer)
+            case MemberUpdated(member, signed):
+                if self._statuses.get(member.node) != member.status:
+                    self._statuses[member.node] = member.status
+                    fields = {"status": member.status, "reason": member.reason}
+                    self._note("member", {"member": member.node[:12], **fields})
+                changed = MemberChanged(record=signed, status=member.status, reason=member.reason[:200])
+                self._bridge.send(changed)
+            case NoticeUpdated(notice):
+                topic, version = notice.topic, notice.version
+                self._bridge.send(NoticeLearned(topic=topic, version=version, notice=notice.notice))
+                if notice.topic == REVOKED:
+                    self._revoke(notice)
+            case Noted(kind, fields):
+                self._note(kind, fields)
+
+    def _malformed(self, peer: NodeId, reason: str, now: float) -> list[Effect]:
+        del now
+        return [Noted("dropped", {"what": "malformed gossip", "peer": peer[:12], "why": reason})]
+
+    def _note(self, kind: EventKind, fields: Mapping[str, object]) -> None:
+        self.setup.emit(Event(kind, self.setup.wall(), self.setup.record.node, dict(fields)))
+
+    def _revoke(self, notice: Notice) -> None:
+        nodes = self.setup.verifier.revoked(notice, self.setup.record.certificate)
+        self._driver.act(self._membership.revoke(nodes, self._now()))
+        if self.setup.record.node in nodes and not self._leaving:
+            self.leave("this node's membership was revoked")
+
+    def _believe(self, notice: Notice) -> bool:
+        """Revocations come from the run key, genesis from a coordinator; there are no other topics."""
+        trust = self.setup.verifier
+        try:
+            if notice.topic == REVOKED:
+                return bool(trust.revoked(notice, self.setup.record.certificate))
+            member = self.view.members.get(NodeId(notice.notice.signer))
+            if notice.topic != GENESIS or member is None or member.record.role != "coordinator":
+                return False
+            return verify(notice.notice, GENESIS_DOMAIN, trust.public_key(member.record))
+        except (Untrusted, WireError):
+            return False
+
+
+class _Ended(Exception):
+    """The training half is gone, as planned or not."""

@@ -1,0 +1,260 @@
+"""Composition root of a node: two processes, joined by a bridge, that live and die together.
+
+The gossip process (this one) joins the job, keeps the view and serves status; it never
+computes. The training process is forked first of all, before any socket or thread exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarm.daemon.bridge import Begin, Failed, Listening
+from swarm.daemon.bridges import SocketBridge
+from swarm.daemon.gossip_half import GossipHalf, GossipSetup
+from swarm.daemon.joining import JoinRefused, Welcomed, join, load_welcomed
+from swarm.daemon.lock import lock_directory
+from swarm.daemon.options import NodeOptions, UserError
+from swarm.daemon.process import GOSSIP_SLICE_NS, choose_slice
+from swarm.daemon.status import StatusServer, serve_status
+from swarm.events import Emit, Event, EventFile, wall_time
+from swarm.gossip.config import volunteer_wan
+from swarm.gossip.messages import GOSSIP_KINDS
+from transport.identity import Identity, write_private
+from transport.invitation import Invitation, parse_invitation
+from transport.wire import Schema
+from transport.zmq_link import ZmqLink
+
+GOSSIP_SCHEMA = Schema(GOSSIP_KINDS)
+JOIN_S = 24 * 3600.0
+"""How long a node knocks at a silent lobby; it says what it waits for."""
+LEAVE_S = 15.0
+INVITATION = "invitation"
+"""A file in the data directory: what this node joined with."""
+
+
+def run_node(options: NodeOptions) -> int:
+    """Run a node until its job is finished or it is told to leave. Returns the exit code.
+
+    Raises UserError (and ValueErrors of one sentence) for a person's mistakes.
+    """
+    lock_directory(options.data_dir)
+    identity = Identity.load_or_create(options.data_dir)
+    invitation = parse_invitation(options.invitation) if options.invitation else None
+    welcomed = kept_membership(options.data_dir, identity, invitation)
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        os._exit(_train_in_child(options, identity, theirs, parent))
+    theirs.close()
+    node = Node(options, identity, child)
+    try:
+        knock_with = invitation or kept_invitation(options.data_dir)
+        return asyncio.run(node.run(ours, knock_with, welcomed))
+    finally:
+        _reap(child)
+
+
+def kept_membership(directory: Path, identity: Identity, invitation: Invitation | None) -> Welcomed | None:
+    """What an earlier start was given, None if the invitation is to be spent instead.
+
+    With an invitation a membership of another job, or one that has expired, counts for nothing.
+    Raises UserError if there is neither.
+    """
+    try:
+        welcomed = load_welcomed(directory, identity, wall_time())
+    except JoinRefused:
+        if invitation is None:
+            raise
+        return None
+    if welcomed is None and invitation is None:
+        raise UserError(f"{directory} has joined no job: give --join an invitation")
+    if welcomed is not None and invitation is not None and invitation.job != welcomed.job.digest:
+        return None
+    return welcomed
+
+
+def kept_invitation(directory: Path) -> Invitation | None:
+    """The invitation of an earlier start: the lobby tells whoever has spent it where all are now."""
+    try:
+        return parse_invitation((directory / INVITATION).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _train_in_child(options: NodeOptions, identity: Identity, end: socket.socket, parent: int) -> int:
+    from swarm.daemon.training_process import run_training  # torch, which the parent never needs
+
+    return run_training(options, identity, end, parent)
+
+
+def _reap(child: int) -> None:
+    """Make sure that the training process is gone."""
+    try:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return
+
+
+@dataclass(slots=True)
+class Node:
+    """The gossip process of a node."""
+
+    options: NodeOptions
+    identity: Identity
+    child: int
+
+    async def run(self, end: socket.socket, invitation: Invitation | None, known: Welcomed | None) -> int:
+        """Open the link, be admitted, gossip until the end."""
+        options, identity = self.options, self.identity
+        emit = EventFile(options.data_dir / "events.jsonl")
+        bridge = await SocketBridge.open(end)
+        link = await ZmqLink.open(
+            me=identity.node,
+            curve_public=identity.curve_public,
+            curve_secret=identity.curve_secret,
+            schema=GOSSIP_SCHEMA,
+            host=options.host,
+            advertise=options.advertise,
+            port=options.gossip_port,
+        )
+        try:
+            work = await self._work_address(bridge)
+            welcomed = await self._admitted(invitation, known, link.endpoint.address, work, emit)
+            bridge.send(Begin(job_toml=welcomed.job_toml, root_key=welcomed.root_key))
+            setup = GossipSetup.for_member(
+                identity,
+                welcomed.certificate,
+                role="worker",
+                job=welcomed.job,
+                root_key=welcomed.root_key,
+                gossip=link.endpoint.address,
+                work=work,
+                incarnation=next_incarnation(options.data_dir),
+                config=volunteer_wan(),
+                rng=random.Random(),
+                wall=wall_time,
+                emit=emit,
+            )
+            half = GossipHalf(setup, link, bridge)
+            half.seed(welcomed.members)
+            return await self._serve(half, emit)
+        finally:
+            await link.close()
+            bridge.close()
+            emit.close()
+
+    @staticmethod
+    async def _work_address(bridge: SocketBridge) -> str:
+        try:
+            first = await bridge.recv()
+        except EOFError:
+            raise UserError("the training process ended before it began: see stderr above") from None
+        if isinstance(first, Failed):
+            raise UserError(first.reason)
+        assert isinstance(first, Listening)
+        return first.address
+
+    async def _admitted(
+        self, invitation: Invitation | None, known: Welcomed | None, gossip: str, work: str, emit: Emit
+    ) -> Welcomed:
+        """Membership: spent from the invitation, or what an earlier start was given."""
+        if invitation is None:
+            assert known is not None
+            return known
+        said: set[str] = set()
+
+        def waiting(what: str) -> None:
+            if what not in said:
+                said.add(what)
+                print(f"waiting for {what}", flush=True)  # noqa: T201 - a person is watching
+
+        limit = 5.0 if known else JOIN_S
+        try:
+            welcomed = await join(
+                invitation, self.identity, gossip=gossip, work=work, timeout_s=limit, waiting=waiting
+            )
+        except UserError as error:
+            emit(Event("refused", wall_time(), self.identity.node, {"reason": str(error)}))
+            if known is None:
+                raise
+            return known  # admitted before, and the lobby is gone or the invitation is used up
+        welcomed.save(self.options.data_dir)
+        write_private(self.options.data_dir / INVITATION, invitation.text.encode("ascii"))
+        (self.options.data_dir / "job.toml").write_text(welcomed.job_toml, encoding="utf-8")
+        emit(Event("joined", wall_time(), self.identity.node, {"job": welcomed.job.digest}))
+        return welcomed
+
+    async def _serve(self, half: GossipHalf, emit: Emit) -> int:
+        port = self.options.status_port
+        server = await serve_status(half.snapshot, port=port) if port is not None else None
+        info: dict[str, object] = {
+            "pid": os.getpid(),
+            "work_pid": self.child,
+            "status_port": server.port if server else None,
+        }
+        write_info(self.options.data_dir / "node.json", info | {"node": self.identity.node})
+        emit(Event("started", wall_time(), self.identity.node, {"role": "worker", **info}))
+        say(f"node {self.identity.node[:12]} takes part in job {half.setup.job.name}", server)
+        try:
+            return await run_until_told(half, LEAVE_S)
+        finally:
+            if server is not None:
+                await server.close()
+
+
+def say(what: str, server: StatusServer | None) -> None:
+    """Tell the person who started this process that it is at work, and where to look."""
+    where = f"; status: http://127.0.0.1:{server.port}/status" if server else ""
+    print(what + where, flush=True)  # noqa: T201 - a person is watching
+
+
+async def run_until_told(half: GossipHalf, leave_s: float) -> int:
+    """Run a gossip half; SIGTERM and SIGINT make it leave, at the latest after `leave_s`."""
+    choose_slice(GOSSIP_SLICE_NS)
+    loop = asyncio.get_running_loop()
+    running = asyncio.ensure_future(half.run())  # noqa: TID251 - awaited below, in this function
+
+    def leave(reason: str) -> Callable[[], None]:
+        def on_signal() -> None:
+            half.leave(reason)
+            loop.call_later(leave_s, running.cancel)
+
+        return on_signal
+
+    loop.add_signal_handler(signal.SIGTERM, leave("asked to stop"))
+    loop.add_signal_handler(signal.SIGINT, leave("interrupted"))
+    try:
+        return await running
+    except asyncio.CancelledError:
+        return 0
+
+
+def write_info(path: Path, info: dict[str, object]) -> None:
+    """Write a small JSON file in one step, so that nobody reads half of it."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(info), encoding="utf-8")
+    draft.replace(path)
+
+
+def next_incarnation(directory: Path) -> int:
+    """A number larger than at every earlier start from this directory."""
+    path = directory / "incarnation"
+    try:
+        last = int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        last = 0
+    draft = path.with_suffix(".tmp")
+    draft.write_text(str(last + 1), encoding="ascii")
+    draft.replace(path)
+    return last + 1

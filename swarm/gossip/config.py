@@ -1,0 +1,77 @@
+"""How gossip behaves; every field says what it costs to change it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipConfig:
+    """Parameters of SWIM with Lifeguard (arXiv 1707.00788) and of crash evidence.
+
+    probe_s: between two probes. Smaller finds silence sooner, costs two messages a probe.
+    probe_timeout_s: until a direct probe counts as failed and others are asked to try. Must
+        exceed a round trip; smaller asks for nothing more often.
+    indirect: members asked. More tells a dead peer from a bad path, costs messages.
+    suspicion_mult: shortest suspicion = mult x max(1, log10 n) x probe_s. It must exceed the
+        longest stall of a healthy node; larger is slower to free a dead node's stages.
+    suspicion_max_mult: the longest suspicion, for a lone accuser, in shortest ones.
+    health_max: a node that misses things itself probes up to this many times slower.
+    retransmit_mult: each update is sent mult x ceil(log10(n + 1)) times. Fewer may miss a
+        member, who then learns it by an exchange.
+    gossip_s, gossip_nodes: updates go to that many random members that often. Sooner and more
+        spreads faster, costs messages.
+    to_the_dead_s: how long the dead still get gossip, so that they may refute.
+    push_pull_s: between exchanges of whole views. They heal what gossip missed and what a
+        partition divided; each costs a view's bytes both ways.
+    first_exchange_s: from the start to the first exchange; then twice as long each time, up to
+        push_pull_s. Members that start together miss what they tell each other before their
+        keys are known. Longer leaves gaps that long in the first views.
+    closed_probe_s: how long a peer whose connection closed has to come back and answer. Longer
+        than a reconnect with its handshake (four round trips), or resets look like crashes.
+    closed_dead_s: how long after that it may still refute.
+    facts_s: shortest time between two records of changed facts, unless its place changes.
+        Smaller shows iterations sooner, costs a signature and a spread record each.
+    stall_s: a tick that comes this much late means that this node itself stood still. Smaller
+        than a busy machine's hiccups, and it renews its incarnation for nothing.
+    reap_s: how long the dead are remembered, and tried again. Longer heals longer partitions.
+    members_max: rows of a view. More are refused.
+    batch_bytes: of updates in one message, however small the updates are.
+    """
+
+    probe_s: float = 2.0
+    probe_timeout_s: float = 1.0
+    indirect: int = 3
+    suspicion_mult: float = 5.0
+    suspicion_max_mult: float = 1.5
+    health_max: int = 8
+    retransmit_mult: int = 4
+    gossip_s: float = 0.5
+    gossip_nodes: int = 3
+    to_the_dead_s: float = 60.0
+    push_pull_s: float = 30.0
+    first_exchange_s: float = 1.0
+    closed_probe_s: float = 0.9
+    closed_dead_s: float = 0.3
+    facts_s: float = 0.8
+    stall_s: float = 1.0
+    reap_s: float = 24 * 3600.0
+    members_max: int = 65_536
+    batch_bytes: int = 32_768
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) <= 0:
+                raise ValueError(f"{each.name} must be positive")
+        if self.probe_timeout_s >= self.probe_s:
+            raise ValueError("probe_timeout_s leaves others no time to try before the next probe")
+        if self.suspicion_max_mult < 1:
+            raise ValueError("suspicion_max_mult makes the longest suspicion shorter than the shortest")
+
+
+def volunteer_wan() -> GossipConfig:
+    """For home and rented machines all over the world: patient with silence, quick with crashes.
+
+    With up to ten members the shortest suspicion is 10 s, the longest 15 s.
+    """
+    return GossipConfig()

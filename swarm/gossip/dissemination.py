@@ -1,0 +1,107 @@
+"""Which updates ride on the next message: fewest-sent first, each a limited number of times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from swarm.gossip.messages import UPDATES_MAX, Notice
+from transport.wire import Signed
+
+Sort = Literal["records", "claims", "notices"]
+OVERHEAD_BYTES = 256
+"""Of an update, beyond its payload: signature, signer, field names."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Updates for one message."""
+
+    room: int
+    records: list[Signed] = field(default_factory=list)
+    claims: list[Signed] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+
+    def add(self, value: Signed | Notice, sort: Sort) -> bool:
+        """Add an update if there is room for it; an empty batch has room for any."""
+        nbytes = size_of(value)
+        empty = not (self.records or self.claims or self.notices)
+        chosen: list[Any] = getattr(self, sort)
+        if (nbytes > self.room and not empty) or len(chosen) == UPDATES_MAX:
+            return False
+        self.room -= nbytes
+        chosen.append(value)
+        return True
+
+    def fields(self) -> dict[str, tuple[Signed | Notice, ...]]:
+        """As fields of an `Updates` body."""
+        return {
+            "records": tuple(self.records),
+            "claims": tuple(self.claims),
+            "notices": tuple(self.notices),
+        }
+
+
+def size_of(value: Signed | Notice) -> int:
+    """Bytes of an update on the wire, about."""
+    signed = value.notice if isinstance(value, Notice) else value
+    return len(signed.payload) + OVERHEAD_BYTES
+
+
+def paged(updates: Iterable[tuple[Signed | Notice, Sort]], page_bytes: int) -> Iterator[Batch]:
+    """All updates, in order, in as many batches as it takes; at least one."""
+    page = Batch(page_bytes)
+    for value, sort in updates:
+        if not page.add(value, sort):
+            yield page
+            page = Batch(page_bytes)
+            page.add(value, sort)
+    yield page
+
+
+@dataclass(slots=True)
+class _Queued:
+    value: Signed | Notice
+    sort: Sort
+    sent: int = 0
+
+
+class Dissemination:
+    """The queue of updates; a newer update under the same key replaces the older."""
+
+    def __init__(self, retransmit_mult: int, batch_bytes: int) -> None:
+        self._mult, self._batch_bytes = retransmit_mult, batch_bytes
+        self._queue: dict[Hashable, _Queued] = {}
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._queue
+
+    def put(self, key: Hashable, value: Signed | Notice, sort: Sort) -> None:
+        """Spread this from now on."""
+        self._queue.pop(key, None)
+        self._queue[key] = _Queued(value, sort)
+
+    def drop_claims(self, node: str) -> None:
+        """What was claimed of a node is obsolete. Claims have keys ("claim", node, accuser)."""
+        for key in [key for key in self._queue if isinstance(key, tuple) and key[:2] == ("claim", node)]:
+            del self._queue[key]
+
+    def limit(self, members: int) -> int:
+        """How often each update is sent among so many members."""
+        return self._mult * math.ceil(math.log10(members + 1))
+
+    def take(self, members: int) -> Batch:
+        """The next batch, counted as sent once more."""
+        limit, batch = self.limit(members), Batch(self._batch_bytes)
+        for key, update in sorted(self._queue.items(), key=lambda item: item[1].sent):
+            if not batch.add(update.value, update.sort):
+                continue
+            update.sent += 1
+            if update.sent >= limit:
+                del self._queue[key]
+        return batch

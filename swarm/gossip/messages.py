@@ -1,0 +1,106 @@
+"""What members tell each other about members."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from swarm.messages import Count, NodeText, Part
+from transport.wire import Body, Signed
+
+Topic = Annotated[str, Field(max_length=96, pattern=r"^[a-z0-9.~:-]+$")]
+UPDATES_MAX = 512
+"""Updates of one sort in one message."""
+REVOKED_MAX = 3_000
+"""Nodes that a job can revoke; a `Revocation` names them all."""
+
+
+class Claim(Part):
+    """One node's word about another, signed in domain "claim": never more than a suspicion.
+
+    About oneself it is a farewell. closed: the accuser's own connection to the node closed.
+    dead: its suspicion ran out.
+    """
+
+    node: NodeText
+    incarnation: Count
+    by: NodeText
+    closed: bool = False
+    dead: bool = False
+
+
+class Notice(Part):
+    """A signed text for everyone; the highest version of a topic replaces the others."""
+
+    topic: Topic
+    version: Count
+    notice: Signed
+
+
+class Revocation(Part):
+    """Payload of a notice in domain "revocation", signed by a run key: members no more.
+
+    The list only grows, so the newest version tells all.
+    """
+
+    job: Annotated[str, Field(max_length=64)]
+    nodes: Annotated[tuple[NodeText, ...], Field(max_length=REVOKED_MAX)]
+
+
+class Updates(Body):
+    """Base: updates that ride on every gossip message."""
+
+    records: Annotated[tuple[Signed, ...], Field(max_length=UPDATES_MAX)] = ()
+    claims: Annotated[tuple[Signed, ...], Field(max_length=UPDATES_MAX)] = ()
+    notices: Annotated[tuple[Notice, ...], Field(max_length=UPDATES_MAX)] = ()
+
+
+class Ping(Updates):
+    """Are you there? `seq` comes back in the Ack."""
+
+    kind: ClassVar[str] = "ping"
+
+    seq: Count
+
+
+class Ack(Updates):
+    """I am, or: the one you asked me to ask is."""
+
+    kind: ClassVar[str] = "ack"
+
+    seq: Count
+
+
+class PingRequest(Updates):
+    """Ask `target` for me; I do not reach it."""
+
+    kind: ClassVar[str] = "ping_request"
+
+    seq: Count
+    target: NodeText
+
+
+class Nack(Updates):
+    """I do not reach it either."""
+
+    kind: ClassVar[str] = "nack"
+
+    seq: Count
+
+
+class Spread(Updates):
+    """Updates alone."""
+
+    kind: ClassVar[str] = "spread"
+
+
+class Exchange(Updates):
+    """A page of the sender's whole view. `answer` asks for the receiver's."""
+
+    kind: ClassVar[str] = "exchange"
+
+    answer: bool
+
+
+GOSSIP_KINDS: tuple[type[Body], ...] = (Ping, Ack, PingRequest, Nack, Spread, Exchange)

@@ -1,0 +1,60 @@
+"""What a node says of itself: its record, its incarnation, and facts that change as it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from swarm.gossip.config import GossipConfig
+from swarm.gossip.messages import Claim
+from swarm.gossip.records import CLAIM, MEMBER, pack
+from swarm.gossip.view import Facts, Member, MemberRecord
+from transport.machine import NodeId
+from transport.wire import Signed
+
+URGENT = ("cell", "stages", "state")
+"""Facts whose change is told at once; the others wait for `facts_s`."""
+
+
+class OwnRecord:
+    """This node's record and signature. Only this class raises its incarnation."""
+
+    def __init__(
+        self, record: MemberRecord, sign: Callable[[str, bytes], Signed], config: GossipConfig, now: float
+    ) -> None:
+        self.node = NodeId(record.node)
+        self.record = record
+        self.signed = sign(MEMBER, pack(record))
+        self.due: float | None = None
+        """When changed facts are told, if some wait."""
+        self._sign, self._config = sign, config
+        self._facts = record.facts
+        self._told_at = now
+
+    @property
+    def member(self) -> Member:
+        """Its row in its own view."""
+        return Member(self.record, "alive")
+
+    def claim(self, node: NodeId, incarnation: int, *, closed: bool = False, dead: bool = False) -> Signed:
+        """This node's word about another; about itself, its farewell."""
+        claim = Claim(node=node, incarnation=incarnation, by=self.node, closed=closed, dead=dead)
+        return self._sign(CLAIM, pack(claim))
+
+    def set_facts(self, facts: Facts, now: float) -> bool:
+        """Note these facts; True if they cannot wait."""
+        self._facts = facts
+        told = self.record.facts
+        if facts == told:
+            self.due = None
+        elif self.due is None:
+            self.due = max(now, self._told_at + self._config.facts_s)
+        return any(getattr(facts, name) != getattr(told, name) for name in URGENT)
+
+    def renew(self, now: float, *, beyond: int | None = None) -> None:
+        """Sign the present facts; with `beyond`, at an incarnation higher than that."""
+        changes: dict[str, object] = {"seq": self.record.seq + 1, "facts": self._facts}
+        if beyond is not None:
+            changes["incarnation"] = max(beyond, self.record.incarnation) + 1
+        self.record = self.record.model_copy(update=changes)
+        self.signed = self._sign(MEMBER, pack(self.record))
+        self.due, self._told_at = None, now

@@ -1,0 +1,203 @@
+"""The job file: what must be the same everywhere, and nothing else.
+
+`job.toml` is parsed once into a frozen `Job`; its digest is compared at join. What a node
+may choose alone (address, device, data directory) is `NodeOptions`, not here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PRESET_LAYERS = {"demo": 6, "125m": 12, "1b": 22, "7b": 32}
+"""Layers of each preset of `swarm.pipeline.model`, which a job file is checked against without torch."""
+
+
+PLAN_HOPS_MAX = 8192
+"""Microbatches times stages that one plan can name: with 70 bytes each it stays below a header's 1 MiB."""
+
+
+class JobError(ValueError):
+    """A job that cannot be used. The text is one sentence for the person who wrote it."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and an unknown field is a mistake, not ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """What is trained.
+
+    preset: a size by name: "demo" (1.3 M parameters), "125m", "1b", "7b".
+    """
+
+    preset: Literal["demo", "125m", "1b", "7b"] = "demo"
+
+
+class DataSection(Section):
+    """Where tokens come from. Every node must find the same text.
+
+    path: "stdlib" (the source of Python's standard library), a file, glob or directory of
+        .txt, .py, .jsonl (field `text`) or .parquet (column `text`).
+    tokenizer: "bytes", or a tokenizer file of the `tokenizers` library.
+    sequence: tokens of one training window. Longer costs memory per microbatch.
+    held_out: share of the text kept for validation, never trained on.
+    """
+
+    path: str = "stdlib"
+    tokenizer: str = "bytes"
+    sequence: Annotated[int, Field(ge=8, le=1 << 17)] = 256
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+
+
+class PipelineSection(Section):
+    """How the model is cut and how work flows.
+
+    stages: stage 0 (the ends) and stages - 1 body stages; 1 means no cut.
+    cells: groups of nodes that hold every stage and meet in outer rounds.
+    nodes: how many nodes the coordinator waits for before the first iteration.
+    microbatch: sequences that flow together. Larger fills a device, costs activations.
+    microbatches: per data node and iteration; the batch is their product.
+    in_flight: microbatches a data node keeps on their way. More hides latency, costs memory.
+    hop_codec: "raw" is exact, "bf16" halves the bytes of a hop, "int8" quarters them.
+    """
+
+    stages: Annotated[int, Field(ge=1, le=256)] = 4
+    cells: Annotated[int, Field(ge=1, le=4096)] = 1
+    nodes: Annotated[int, Field(ge=1, le=65_536)] = 1
+    microbatch: Annotated[int, Field(ge=1, le=4096)] = 4
+    microbatches: Annotated[int, Field(ge=1, le=4096)] = 8
+    in_flight: Annotated[int, Field(ge=1, le=256)] = 4
+    hop_codec: Literal["raw", "bf16", "int8"] = "raw"
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class InnerSection(Section):
+    """The optimizer of every iteration.
+
+    lr: peak learning rate. schedule: "constant"; "wsd" (warm up, hold, decay linearly over the
+    last fifth); "cosine" (to a tenth). warmup: iterations of linear rise.
+    clip_norm: limit of the global gradient norm over all stages. iterations: when to stop.
+    """
+
+    optimizer: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    schedule: Literal["constant", "wsd", "cosine"] = "wsd"
+    warmup: Annotated[int, Field(ge=0)] = 10
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    iterations: Annotated[int, Field(ge=1)] = 2000
+
+
+class OuterSection(Section):
+    """How cells meet.
+
+    method: "diloco" (mean of all cells' outer gradients, Nesterov) or "none".
+    every: iterations between rounds (H). Larger sends less and lets cells drift further.
+    lr, momentum: of the outer optimizer (DiLoCo, arXiv 2311.08105).
+    """
+
+    method: Literal["none", "diloco"] = "diloco"
+    every: Annotated[int, Field(ge=1)] = 50
+    lr: Annotated[float, Field(gt=0, le=2)] = 0.7
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+class RecoverySection(Section):
+    """What to do about loss.
+
+    policy: "auto" takes the best source there is; "checkfree" always rebuilds from neighbours.
+    checkpoint_every: iterations between checkpoints on disk.
+    plus_copies: neighbours of the ends keep a copy of embedding, final norm and head.
+    """
+
+    policy: Literal["auto", "checkfree"] = "auto"
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    plus_copies: bool = True
+
+
+class Job(Section):
+    """One training run. `name` and `seed` make two equal recipes two different runs."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")] = "demo"
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    pipeline: PipelineSection = PipelineSection()
+    inner: InnerSection = InnerSection()
+    outer: OuterSection = OuterSection()
+    recovery: RecoverySection = RecoverySection()
+
+    @model_validator(mode="after")
+    def _cells_need_nodes(self) -> Job:
+        if self.pipeline.nodes > 1 and self.pipeline.cells > self.pipeline.nodes:
+            raise ValueError("pipeline.cells is larger than pipeline.nodes")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_need_layers(self) -> Job:
+        most = PRESET_LAYERS[self.model.preset] + 1
+        if self.pipeline.stages > most:
+            raise ValueError(f"pipeline.stages is over {most}, the ends and one for each layer of the model")
+        return self
+
+    @model_validator(mode="after")
+    def _a_plan_fits_a_message(self) -> Job:
+        if self.pipeline.microbatches * self.pipeline.stages > PLAN_HOPS_MAX:
+            raise ValueError(f"pipeline.microbatches times pipeline.stages is more than {PLAN_HOPS_MAX}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Hex BLAKE2b-128 of the canonical job: equal digests mean equal jobs."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def parse_job(text: str, where: str = "job.toml") -> Job:
+    """Parse the text of a job file. Raises JobError with one sentence."""
+    try:
+        return Job.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{where} is not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the job"
+        what = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+        raise JobError(f"{where}: {field}: {what.removeprefix('Value error, ')}") from None
+
+
+def load_job(path: Path) -> Job:
+    """Read and parse a job file. Raises JobError with one sentence."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise JobError(f"cannot read {path}: {reason}") from None
+    return parse_job(text, str(path))
+
+
+def dump_job(job: Job) -> str:
+    """The job as TOML, every value written out, parsed back to an equal job."""
+    fields = job.model_dump(mode="json")
+    lines = [f"{key} = {_toml(value)}" for key, value in fields.items() if not isinstance(value, dict)]
+    for section, values in fields.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    # JSON text is TOML text for the scalars and flat lists a job consists of.
+    return json.dumps(value)

@@ -1,0 +1,253 @@
+"""A whole swarm in one process: the same nodes, a simulated network, virtual time.
+
+A run is a function of (job, faults, seed): equal arguments give equal events, byte for byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from swarm.daemon.admission import Authority
+from swarm.daemon.compute import CostCompute
+from swarm.events import Event
+from swarm.gossip.config import GossipConfig, volunteer_wan
+from swarm.job import Job
+from swarm.lab.checkers import CHECKERS, Evidence
+from swarm.lab.faults import Fault
+from swarm.lab.misfortune import Misfortune
+from swarm.lab.sim_node import Ground, SimCoordinator, SimNode, SimProcess, virtual_now
+from swarm.pipeline.data import Corpus, load_corpus
+from swarm.pipeline.model import preset
+from transport.identity import Identity, RunKeyGrant, SigningKey, sign_grant
+from transport.sim_network import QueueLimits, SimNetwork
+from transport.sim_paths import LinkShape
+from transport.virtual_time import run_virtual
+
+CHECK_S = 1.0
+START_S = 0.3
+"""Within which the nodes of a world start, one after the other."""
+END_S = 1.0
+"""From the last node's last iteration until the world ends, so that its news still spread."""
+YEARS_S = 100 * 365 * 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldOptions:
+    """What a world is made from.
+
+    nodes: how many start at the beginning; 0 means as many as the job waits for.
+    until_s: virtual seconds after which it ends, finished or not.
+    flops_per_s: of a node of middling speed; each has between half and one and a half of it.
+    latency_s: one way between two nodes, drawn for each pair between these.
+    bandwidth_bytes_per_s: of each pair, drawn likewise.
+    gossip, queues: how membership behaves, and what a link keeps for a peer at most.
+    """
+
+    job: Job
+    faults: Sequence[Fault] = ()
+    seed: int = 0
+    nodes: int = 0
+    until_s: float = 3600.0
+    flops_per_s: float = 2e10
+    latency_s: tuple[float, float] = (0.005, 0.05)
+    bandwidth_bytes_per_s: tuple[float, float] = (1e7, 1e8)
+    gossip: GossipConfig = field(default_factory=volunteer_wan)
+    queues: QueueLimits = field(default_factory=QueueLimits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run left: events in order, virtual seconds, and what was broken (nothing, if all is well)."""
+
+    events: tuple[Event, ...]
+    seconds: float
+    finished: bool
+    broken: tuple[str, ...]
+
+
+class World:
+    """All processes of a simulated swarm. Built inside a virtual-time loop."""
+
+    def __init__(self, options: WorldOptions, corpus: Corpus, directory: Path) -> None:
+        self.options, self.job, self.queues = options, options.job, options.queues
+        self.events: list[Event] = []
+        self.evidence = Evidence()
+        self.iteration = 0
+        self.disturbed_at = 0.0
+        self.news = asyncio.Event()
+        self._rng = Random(options.seed)
+        self._directory = directory
+        self._tasks: asyncio.TaskGroup | None = None
+        self._beside: list[Coroutine[Any, Any, None]] = []
+        self.network = SimNetwork(Random(self._rng.getrandbits(64)), LinkShape(), queues=options.queues)
+        self._authority = self._found_authority()
+        self._ground = Ground(
+            network=self.network,
+            job=self.job,
+            config=preset(self.job.model.preset, corpus.vocab),
+            corpus=corpus,
+            root_key=self._authority.root_key,
+            gossip=options.gossip,
+            emit=self.emit,
+            heard=self.evidence.hear,
+            failed=self.evidence.fail,
+            lobby=lambda node: self.coordinator.admit(node),
+        )
+        self.nodes: list[SimNode] = []
+        self.coordinator = self._make_coordinator()
+        for _ in range(options.nodes or self.job.pipeline.nodes):
+            self.add_node()
+        self.misfortune = Misfortune(self, options.faults, Random(self._rng.getrandbits(64)))
+
+    # -- making ------------------------------------------------------------------------------
+
+    def _found_authority(self) -> Authority:
+        root, run = SigningKey.create(self._rng), SigningKey.create(self._rng)
+        grant = RunKeyGrant(
+            job=self.job.digest, job_name=self.job.name, run_key=run.public_key, not_after=YEARS_S
+        )
+        return Authority(job=self.job, root_key=root.public_key, run_key=run, grant=sign_grant(root, grant))
+
+    def _certified(self, role: str) -> tuple[Identity, bytes]:
+        identity = Identity.create(self._rng)
+        binding = identity.bind_curve(self.job.digest)
+        _, certificate = self._authority.certify(
+            identity.public_key, binding, role=role, serial=0, now_wall=0.0
+        )
+        return identity, certificate
+
+    def _make_coordinator(self) -> SimCoordinator:
+        identity, certificate = self._certified("coordinator")
+        return SimCoordinator(
+            ground=self._ground,
+            identity=identity,
+            certificate=certificate,
+            directory=self._directory / "coordinator",
+            rng=Random(self._rng.getrandbits(64)),
+        )
+
+    def add_node(self) -> SimNode:
+        """One more invited node, with links and a speed drawn from the seed. `start` begins it."""
+        identity, certificate = self._certified("worker")
+        speed = self.options.flops_per_s * self._rng.uniform(0.5, 1.5)
+        node = SimNode(
+            ground=self._ground,
+            identity=identity,
+            certificate=certificate,
+            directory=self._directory / f"node{len(self.nodes)}",
+            rng=Random(self._rng.getrandbits(64)),
+            compute=CostCompute(speed),
+        )
+        for other in self.processes:
+            latency_s = self._rng.uniform(*self.options.latency_s)
+            bandwidth = self._rng.uniform(*self.options.bandwidth_bytes_per_s)
+            shape = LinkShape(
+                latency_s=latency_s, bandwidth_bytes_per_s=bandwidth, jitter_s=latency_s / 10, loss=1e-4
+            )
+            self.network.set_shape(node.node, other.node, shape)
+        self.nodes.append(node)
+        return node
+
+    # -- looking -----------------------------------------------------------------------------
+
+    @property
+    def processes(self) -> list[SimProcess]:
+        """The coordinator and every node ever made."""
+        return [self.coordinator, *self.nodes]
+
+    def live(self) -> list[SimProcess]:
+        """Processes that run, also those that stand still."""
+        return [process for process in self.processes if process.running]
+
+    def quiet_s(self) -> float:
+        """Virtual seconds since something was done to somebody, or somebody started or left."""
+        return virtual_now() - self.disturbed_at
+
+    def holders(self) -> dict[int, list[str]]:
+        """Running holders of each stage, by the facts they advertise, in the order of the nodes."""
+        held: dict[int, list[str]] = {}
+        for node in self.nodes:
+            for stage in sorted(node.trainer.computing.stages) if node.trainer else ():
+                held.setdefault(stage, []).append(node.node)
+        return held
+
+    def finished(self) -> bool:
+        """Whether every running node that trains has nothing left to train."""
+        training = [node for node in self.nodes if node.trainer]
+        return bool(training) and all(node.finished for node in training)
+
+    def emit(self, event: Event) -> None:
+        """Take an event in."""
+        self.events.append(event)
+        self.evidence.see(event)
+        if event.kind in ("started", "left", "fault"):
+            self.disturbed_at = event.time
+        if event.kind == "committed":
+            self.iteration = max(self.iteration, int(event.fields["iteration"]))
+            self.news.set()
+
+    # -- running -----------------------------------------------------------------------------
+
+    def start(self, process: SimProcess) -> None:
+        """Begin a life of a process."""
+        assert self._tasks is not None
+        process.start(self._tasks)
+
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this beside the world, and end it with it: what a fault script cannot say."""
+        self._beside.append(work)
+
+    async def run(self) -> Outcome:
+        """Live until the job is finished, something is broken, or time is up."""
+        broken: tuple[str, ...] = ()
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            await self._begin()
+            beside = [tasks.create_task(work) for work in (self.misfortune.play(), *self._beside)]
+            while not broken and not self.finished() and virtual_now() < self.options.until_s:
+                await asyncio.sleep(CHECK_S)
+                broken = self.check()
+            await asyncio.sleep(END_S)
+            broken = broken or self.check()
+            finished = self.finished()
+            for task in beside:
+                task.cancel()
+            for process in self.live():
+                process.kill()
+        return Outcome(events=tuple(self.events), seconds=virtual_now(), finished=finished, broken=broken)
+
+    async def _begin(self) -> None:
+        self.start(self.coordinator)
+        for node in self.nodes:
+            await asyncio.sleep(START_S / len(self.nodes))
+            self.start(node)
+
+    def check(self) -> tuple[str, ...]:
+        """What is broken now, in sentences."""
+        broken = tuple(f"{found} (at {virtual_now():.1f} s)" for check in CHECKERS for found in check(self))
+        self.evidence.touched.clear()
+        return broken
+
+
+def run_world(options: WorldOptions) -> Outcome:
+    """Make a world and let it run to its end, in virtual time. Raises DataError."""
+    corpus = load_corpus(options.job.data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of several threads would depend on how many there are
+    try:
+        with tempfile.TemporaryDirectory(prefix="farflung-") as directory:
+            return run_virtual(_run(options, corpus, Path(directory)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+async def _run(options: WorldOptions, corpus: Corpus, directory: Path) -> Outcome:
+    return await World(options, corpus, directory).run()

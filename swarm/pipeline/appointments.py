@@ -1,0 +1,218 @@
+"""Who is ordered to hold what, who is ready, who is counted out, and what is lost meanwhile.
+
+The leader asks at every boundary; between boundaries answers and absences are only noted.
+Every node keeps one, so that whoever leads next knows since when a stage is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swarm.events import EventKind, Noted
+from swarm.gossip.view import View
+from swarm.messages import CellRecord, Ready, Restore, Roster
+from swarm.planning.placement import Place, Placement
+from transport.machine import Effect, NodeId, Send
+from transport.wire import Message, Signed
+
+ORDER_LIMIT_S = 300.0
+"""An order that was not answered by then was lost; a large state over a thin link takes minutes."""
+PAUSE_LIMIT_S = 60.0
+"""How long a cell waits at one slot for a newcomer to have exactly its state."""
+REFUSED_S = 20.0
+"""How long a node that could not take a stage is not asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A stage that its taker has: by which order, and when it was ready."""
+
+    placement: Placement
+    at: float
+    since: float
+
+
+class Appointments:
+    """Orders and absences of one cell."""
+
+    def __init__(self, me: NodeId, place: Place) -> None:
+        self.me = me
+        self._place = place
+        self._view = View()
+        self._pending: dict[tuple[NodeId, int], tuple[Placement, float]] = {}
+        self._ready: dict[tuple[NodeId, int], Taken] = {}
+        self._absent: set[tuple[NodeId, int]] = set()
+        self._refused: dict[NodeId, float] = {}
+        self._lost: dict[int, float] = {}
+        self.leaving: set[NodeId] = set()
+
+    # -- who counts -------------------------------------------------------------------------
+
+    def live(self, node: NodeId) -> bool:
+        """Alive, not even suspected."""
+        return node == self.me or self._view.status(node) == "alive"
+
+    def gone(self, node: str, stage: int) -> bool:
+        """Whether a holder will not come back with what it held."""
+        node = NodeId(node)
+        if (node, stage) in self._absent:
+            return True
+        return node != self.me and self._view.status(node) in ("dead", "left")
+
+    def fit(self, node: str, stage: int) -> bool:
+        """Fit to work on a stage now."""
+        return self.live(NodeId(node)) and (node, stage) not in self._absent
+
+    def fit_rows(self, roster: Roster) -> Roster:
+        """The holders of each stage that work now."""
+        return tuple(tuple(n for n in row if self.fit(n, s)) for s, row in enumerate(roster))
+
+    def observe(self, view: View, record: CellRecord, now: float) -> None:
+        """The view changed: orders to the dead and to other cells' are void; what nobody holds is lost."""
+        self._view = view
+        ours = {k: v for k, v in self._pending.items() if not self._elsewhere(k[0], record.cell)}
+        self._pending = {k: v for k, v in ours.items() if self.live(k[0])}
+        self._ready = {k: v for k, v in self._ready.items() if self.live(k[0])}
+        self.leaving = {n for n in self.leaving if self.live(n)}
+        self._note_losses(record, now)
+
+    def _elsewhere(self, node: NodeId, cell: str) -> bool:
+        """Whether a node says that it is in another cell: its refusal may have been lost."""
+        member = self._view.members.get(node)
+        return member is not None and member.facts.cell not in ("", cell)
+
+    def absent(self, node: NodeId, stages: Sequence[int], record: CellRecord, now: float) -> None:
+        """A member does not hold these stages, or none of its own."""
+        held = stages or range(len(record.roster))
+        self._absent |= {(node, stage) for stage in held}
+        self._note_losses(record, now)
+
+    def _note_losses(self, record: CellRecord, now: float) -> None:
+        for stage, row in enumerate(record.roster):
+            if all(self.gone(node, stage) for node in row):
+                self._lost.setdefault(stage, now)
+            elif any(self.fit(node, stage) for node in row):
+                self._lost.pop(stage, None)
+
+    # -- between slots ----------------------------------------------------------------------
+
+    def next_roster(self, roster: Roster) -> Roster:
+        """The roster of the next slot: without who is gone or replaced, with who is ready.
+
+        A stage whose every holder is only suspected keeps them: it is skipped, not given away.
+        """
+        replaced = {(t.placement.replaces, t.placement.stage) for t in self._ready.values()}
+        replaced |= {(t.placement.taker, s) for t in self._ready.values() for s in t.placement.gives_up}
+        rows: list[tuple[str, ...]] = []
+        for stage, holders in enumerate(roster):
+            stay = [n for n in holders if not self.gone(n, stage) and (n, stage) not in replaced]
+            new = [n for n, s in self._ready if s == stage and self.live(n) and n not in stay]
+            fit = [n for n in (*stay, *new) if self.fit(n, stage) or n in new]
+            staying = [n for n in fit if n not in self.leaving]
+            rows.append(tuple(sorted(staying or fit or stay)))
+        return tuple(rows)
+
+    def order(
+        self, record: CellRecord, signed: Signed, term: int, roster: Roster, now: float
+    ) -> list[Effect]:
+        """Orders for what the placement wants and nobody is at work on yet."""
+        self._expire(now)
+        under_way = {stage for _, stage in (*self._pending, *self._ready)}
+        busy = frozenset({n for n, _ in self._pending} | set(self._refused))
+        wanted = record.model_copy(update={"roster": roster})
+        effects: list[Effect] = []
+        for placement in self._place(self._view, wanted, busy, frozenset(self.leaving)):
+            if placement.stage in under_way:
+                continue
+            under_way.add(placement.stage)
+            self._pending[placement.taker, placement.stage] = (placement, now)
+            order = _order_of(placement, record, signed, term)
+            effects.append(Send(placement.taker, Message(order)))
+        return effects
+
+    def placeable(self, record: CellRecord) -> set[int]:
+        """Stages of a roster that could be had from somewhere, were they ordered now."""
+        wanted = self._place(self._view, record, frozenset(self._refused), frozenset(self.leaving))
+        return {placement.stage for placement in wanted}
+
+    def _expire(self, now: float) -> None:
+        self._refused = {n: until for n, until in self._refused.items() if until > now}
+        for key, (placement, since) in list(self._pending.items()):
+            if now - since >= (PAUSE_LIMIT_S if placement.same_state else ORDER_LIMIT_S):
+                self._refuse(key, now)
+
+    def _refuse(self, key: tuple[NodeId, int], now: float) -> None:
+        del self._pending[key]
+        self._refused[key[0]] = now + REFUSED_S
+
+    def waits_until(self) -> float | None:
+        """Until when the cell pauses for takers that need exactly this slot's state, if it must."""
+        since = [at for placement, at in self._pending.values() if placement.same_state]
+        return min(since) + PAUSE_LIMIT_S if since else None
+
+    # -- answers ----------------------------------------------------------------------------
+
+    def answered(self, peer: NodeId, body: Ready, record: CellRecord, now: float) -> list[Effect]:
+        """A taker has the stage, or could not get it."""
+        key = (peer, body.stage)
+        placement, since = self._pending.get(key, (None, 0.0))
+        if placement is None or body.cell != record.cell:
+            return []
+        if not body.ok:
+            self._refuse(key, now)
+            return [Noted("dropped", {"what": f"order for stage {body.stage}", "why": body.reason})]
+        del self._pending[key]
+        if placement.same_state and body.slot != record.slot:
+            return []
+        self._ready[key] = Taken(placement, now, since)
+        self._absent.discard(key)
+        if body.stage in self._lost:
+            return []
+        fields = {"stage": body.stage, "how": placement.how, "seconds": round(now - since, 3)}
+        return [Noted("placed", fields | {"node": peer[:12], "reason": placement.reason})]
+
+    @property
+    def newcomers(self) -> tuple[NodeId, ...]:
+        """Takers that no record names yet."""
+        return tuple(sorted({node for node, _ in self._ready}))
+
+    # -- records ----------------------------------------------------------------------------
+
+    def recoveries(self, record: CellRecord, now: float) -> list[Effect]:
+        """One event for each lost stage that this record gives a holder again."""
+        notes: list[Effect] = []
+        for stage, since in sorted(self._lost.items()):
+            row = record.roster[stage]
+            taken = next((t for (n, s), t in self._ready.items() if s == stage and n in row), None)
+            if taken is None and all(self.gone(node, stage) for node in row):
+                continue
+            how, at = (taken.placement.how, taken.at) if taken else ("holder", now)
+            reason = taken.placement.reason if taken else "an earlier leader had it placed"
+            fields = {"stage": stage, "how": how, "seconds": round(at - since, 3), "reason": reason}
+            kind: EventKind = "recovered"
+            notes.append(Noted(kind, {"cell": record.cell, **fields}))
+        return notes
+
+    def decided(self, record: CellRecord, now: float) -> None:
+        """A record was decided: what it says needs no note any more."""
+        named = {(NodeId(n), s) for s, row in enumerate(record.roster) for n in row}
+        self._ready = {k: t for k, t in self._ready.items() if k not in named and not t.placement.same_state}
+        self._absent &= named
+        self._pending = {k: v for k, v in self._pending.items() if not v[0].same_state}
+        self._note_losses(record, now)
+
+
+def _order_of(placement: Placement, record: CellRecord, signed: Signed, term: int) -> Restore:
+    return Restore(
+        cell=record.cell,
+        slot=record.slot,
+        term=term,
+        stage=placement.stage,
+        how=placement.how,
+        donors=placement.donors,
+        same_state=placement.same_state,
+        neighbours=placement.neighbours,
+        decided=signed,
+        reason=placement.reason[:200],
+    )

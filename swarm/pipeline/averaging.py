@@ -1,0 +1,206 @@
+"""Machine: the holders of a stage in a cell bring their gradients together, one slot at a time.
+
+The first holder of a stage's row reduces: it adds what the others send in row order and gives
+everybody the same bytes, so holders are bit-identical by construction. A holder that does not
+deliver in time is left out, and the total says whom it covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from swarm.messages import Averaged, Close, Gradient, StageSum, Summed
+from swarm.pipeline.timing import Durations
+from swarm.pipeline.work import ShipFlat
+from transport.machine import Effect, NodeId, Send
+from transport.wire import Message
+
+EARLY_MAX = 64
+"""Gradients kept that came before this node's own Close."""
+
+Part = tuple[Any, int]
+"""(flat gradient: a tensor or the message that carries it, its target tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Which sum a gradient is for. closing: (slot, term, round attempt), what a Close is known by."""
+
+    cell: str
+    closing: tuple[int, int, int]
+    stage: int
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce(Effect):
+    """Add the parts of a stage in this order and answer with `reduced`. close: what for."""
+
+    close: Close
+    stage: int
+    parts: tuple[tuple[NodeId, Any, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold(Effect):
+    """Keep what a slot will apply to a stage until its record decides."""
+
+    slot: int
+    stage: int
+    total: StageSum
+    tensors: tuple[Any, ...]
+    anchor: int = 0
+
+
+@dataclass(slots=True)
+class Row:
+    """One stage of this node in the slot being closed."""
+
+    holders: tuple[NodeId, ...]
+    parts: dict[NodeId, Part] = field(default_factory=dict)
+    until: float = 0.0
+    reducing: bool = False
+
+
+class Averaging:
+    """This node's part in averaging the stages it holds."""
+
+    def __init__(self, me: NodeId) -> None:
+        self.me = me
+        self._close: Close | None = None
+        self._leader = me
+        self._rows: dict[int, Row] = {}
+        self._early: dict[Early, Part] = {}
+        self._durations = Durations(initial_s=20.0, floor_s=2.0)
+        self._begun = 0.0
+
+    def close(self, close: Close, leader: NodeId, own: Mapping[int, Part], now: float) -> Sequence[Effect]:
+        """The leader closed a slot. `own` has this node's gradients by stage (none for a round)."""
+        self._close, self._leader, self._begun = close, leader, now
+        self._early = {key: part for key, part in self._early.items() if self._is_due(key, close)}
+        self._rows = {
+            stage: Row(tuple(NodeId(n) for n in row), until=now + self._durations.limit_s())
+            for stage, row in enumerate(close.roster)
+            if self.me in row and (stage in own or close.act == "round")
+        }
+        if close.act == "round":
+            return []
+        effects: list[Effect] = []
+        for stage, row in self._rows.items():
+            effects += self._contribute(stage, row, own[stage])
+        return effects
+
+    def _contribute(self, stage: int, row: Row, own: Part) -> Sequence[Effect]:
+        close = self._close
+        assert close is not None
+        if row.holders[0] != self.me:
+            gradient = Gradient(**_about(close, stage), target_tokens=own[1])
+            return [ShipFlat(row.holders[0], gradient, (own[0],))]
+        row.parts[self.me] = own
+        for holder in row.holders:
+            early = self._early.pop(Early(close.cell, _closing(close), stage, holder), None)
+            if early is not None:
+                row.parts[holder] = early
+        return self._reduce_if_complete(stage, row)
+
+    def handle(self, peer: NodeId, body: Gradient, payload: Any) -> Sequence[Effect]:
+        """Another holder's gradient, perhaps before our own Close."""
+        close, row = self._close, self._rows.get(body.stage)
+        if close is None or (body.cell, _closing(body)) != (close.cell, _closing(close)):
+            key = Early(body.cell, _closing(body), body.stage, peer)
+            due = close is None or self._is_due(key, close)
+            if due and (key in self._early or len(self._early) < EARLY_MAX):
+                self._early[key] = (payload, body.target_tokens)
+            return []
+        if row is None or row.reducing or row.holders[0] != self.me or peer not in row.holders:
+            return []
+        row.parts[peer] = (payload, body.target_tokens)
+        return self._reduce_if_complete(body.stage, row)
+
+    @staticmethod
+    def _is_due(key: Early, close: Close) -> bool:
+        """Whether a gradient is for this close or a later one; nothing else is worth its place."""
+        return key.cell == close.cell and key.closing >= _closing(close)
+
+    def observe(self, avoid: frozenset[NodeId]) -> Sequence[Effect]:
+        """Do not wait for holders that are gone."""
+        effects: list[Effect] = []
+        for stage, row in self._rows.items():
+            if row.parts and not row.reducing and not set(row.holders) - set(row.parts) - avoid:
+                effects += self._reduce(stage, row)
+        return effects
+
+    def tick(self, now: float) -> Sequence[Effect]:
+        """Go on without holders that are too slow."""
+        late = [(s, r) for s, r in self._rows.items() if r.parts and not r.reducing and now >= r.until]
+        return [effect for stage, row in late for effect in self._reduce(stage, row)]
+
+    def deadline(self) -> float | None:
+        """When to go on without the missing."""
+        return min((r.until for r in self._rows.values() if r.parts and not r.reducing), default=None)
+
+    def _reduce_if_complete(self, stage: int, row: Row) -> Sequence[Effect]:
+        return self._reduce(stage, row) if len(row.parts) == len(row.holders) else []
+
+    def _reduce(self, stage: int, row: Row) -> Sequence[Effect]:
+        row.reducing = True
+        assert self._close is not None
+        parts = [(n, *row.parts[n]) for n in row.holders if n in row.parts]
+        return [Reduce(self._close, stage, tuple(parts))]
+
+    def reduced(self, work: Reduce, tensor: Any, squares: float, digest: str, now: float) -> Sequence[Effect]:
+        """The sum of a stage is there. A digest of "" says that it was not finite: refused."""
+        if work.close is not self._close:
+            return []  # it took so long that the slot was closed anew, or is over
+        self._durations.add(now - self._begun)
+        contributors = tuple(node for node, _, _ in work.parts) if digest else ()
+        tokens = sum(count for _, _, count in work.parts) if digest else 0
+        total = StageSum(contributors=contributors, tokens=tokens, digest=digest)
+        reason = "" if digest else "no holder's gradient could be used"
+        return self._tell(work.stage, total, (tensor,), squares=squares, reason=reason)
+
+    def settled(
+        self, stage: int, total: StageSum, tensors: tuple[Any, ...], *, anchor: int = 0, reason: str = ""
+    ) -> Sequence[Effect]:
+        """What a round makes of a stage is there. Too late, if a step is being closed by now."""
+        if self._close is None or self._close.act != "round":
+            return []
+        return self._tell(stage, total, tensors, anchor=anchor, reason=reason)
+
+    def _tell(
+        self,
+        stage: int,
+        total: StageSum,
+        tensors: tuple[Any, ...],
+        *,
+        squares: float = 0.0,
+        anchor: int = 0,
+        reason: str = "",
+    ) -> Sequence[Effect]:
+        """A stage's result for this slot: to the other holders, to ourselves, to the leader."""
+        close, row = self._close, self._rows.get(stage)
+        if close is None or row is None:
+            return []
+        effects: list[Effect] = []
+        if total.digest:
+            averaged = Averaged(**_about(close, stage), total=total, anchor=anchor)
+            effects += [ShipFlat(n, averaged, tensors) for n in row.holders if n != self.me]
+            effects.append(Hold(close.slot, stage, total, tensors, anchor))
+        summed = Summed(**_about(close, stage), total=total, squares=squares, reason=reason[:200])
+        return [*effects, Send(self._leader, Message(summed))]
+
+
+def _closing(body: Close | Gradient) -> tuple[int, int, int]:
+    return (body.slot, body.term, body.round_attempt)
+
+
+def _about(close: Close, stage: int) -> dict[str, Any]:
+    return {
+        "cell": close.cell,
+        "slot": close.slot,
+        "term": close.term,
+        "stage": stage,
+        "round_attempt": close.round_attempt,
+    }

@@ -1,0 +1,135 @@
+"""Microbatches through one node: what arrives, what is computed of it, and where it goes on.
+
+As hop it serves every data node's microbatches (`hops.py`), as data node it starts and counts
+its own (`feeding.py`); this file carries tensors between those two machines, the tasks and the
+link.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from swarm.gossip.view import View
+from swarm.job import Job
+from swarm.messages import Backward, CellRecord, Forward, Lost, Plan
+from swarm.pipeline.computing import Computing, payload_tensors
+from swarm.pipeline.feeding import Feeding
+from swarm.pipeline.hops import Hops
+from swarm.pipeline.room import microbatches_that_fit
+from swarm.pipeline.work import Ship, ShipFlat, Work
+from transport.codecs import CodecError, encode
+from transport.machine import Effect, NodeId
+from transport.wire import Message
+
+
+class Flow:
+    """The microbatches of one slot after another at one node."""
+
+    def __init__(
+        self, me: NodeId, job: Job, computing: Computing, send: Callable[[NodeId, Message], bool]
+    ) -> None:
+        """send: the link's."""
+        self.me = me
+        self.cell = ""
+        self.iteration = 0
+        self.avoid: frozenset[NodeId] = frozenset()
+        self.dropped: Counter[str] = Counter()
+        self._computing, self._send = computing, send
+        self._codec = job.pipeline.hop_codec
+        self._job = job
+        self._memory: dict[NodeId, int] = {}
+        held_max = 4 * job.pipeline.in_flight + job.pipeline.microbatches
+        self.hops = Hops(me, held_max=held_max * job.pipeline.stages)
+        self.feeding = Feeding(me, in_flight=job.pipeline.in_flight)
+
+    def drop(self, what: str) -> None:
+        """Count what comes to nothing."""
+        self.dropped[what] += 1
+
+    def observe(self, view: View, avoid: frozenset[NodeId], now: float) -> Sequence[Effect]:
+        """The view changed; `avoid` are nodes of the cell that are not alive in it."""
+        self._memory = {member.node: member.facts.memory_bytes for member in view.live()}
+        self.avoid = avoid
+        self.hops.observe(avoid)
+        return self.feeding.observe(avoid, now)
+
+    def begin(self, plan: Plan, leader: NodeId, now: float) -> Sequence[Effect]:
+        """A slot is planned: start this node's microbatches, take in what came early."""
+        self.cell, self.iteration = plan.cell, plan.iteration - 1
+        self._computing.tasks.drop_microbatches()
+        self._computing.clear()
+        early = self.hops.begin(plan)
+        config, sizes = self._computing.config, self._computing.stage_sizes
+        room = microbatches_that_fit(config, self._job, plan.roster, sizes, self._memory)
+        self.feeding.in_flight = min(self._job.pipeline.in_flight, room)
+        return [*self.feeding.begin(plan, leader, now), *early]
+
+    def close(self) -> None:
+        """No new work for this slot."""
+        self.hops.close()
+        self.feeding.close()
+        self._computing.tasks.drop_microbatches()
+
+    def lost(self, peer: NodeId, body: Lost, now: float) -> Sequence[Effect]:
+        """A hop says that one of this node's microbatches cannot go on."""
+        return self.feeding.handle(peer, body, now)
+
+    def arrived(
+        self, peer: NodeId, body: Forward | Backward, payload: Any, last: CellRecord | None = None
+    ) -> Sequence[Effect]:
+        """Activations, or the gradient of what was sent, for one of this node's stages.
+
+        last: the newest decided record; what is of a slot soon after it may wait.
+        """
+        home = len(body.path) if isinstance(body, Forward) else 0
+        if body.position > len(body.path) or (isinstance(body, Backward) and body.position == len(body.path)):
+            self.drop(f"{body.kind}: position beyond its path")
+            return []
+        if body.position != home:
+            return self.hops.arrived(peer, body, payload, last)
+        return self.feeding.arrived(peer, body, payload) if body.path[0][0] == self.me else []
+
+    def work(self, work: Work, now: float) -> Sequence[Effect]:
+        """Queue what a machine wants computed."""
+        ends = work.kind in ("embed", "head") or work.position == 0
+        done = self.feeding.computed if ends else self.hops.computed
+        if work.stage not in self._computing.stages:
+            self.drop(f"{work.kind}: stage {work.stage} is not held here")
+            return done(work, None, now)
+        self._computing.work(work, self.cell, self.iteration, done)
+        return []
+
+    def ship(self, ship: Ship, now: float) -> Sequence[Effect]:
+        """Encode a tensor as the job says and send it, or tell the machine that it cannot be sent."""
+        if ship.peer == self.me:
+            return self.arrived(self.me, ship.body, ship.tensor)
+        codec = self._codec
+        try:
+            spec, buffer = encode("x", ship.tensor, codec)
+        except CodecError as error:
+            self.drop(f"{ship.body.kind}: {error}")
+            return self._unreachable(ship, now)
+        body = ship.body.model_copy(update={"tensors": (spec,)})
+        if ship.peer not in self.avoid and self._send(ship.peer, Message(body, (buffer,))):
+            return []
+        return self._unreachable(ship, now)
+
+    def _unreachable(self, ship: Ship, now: float) -> Sequence[Effect]:
+        path, position = ship.body.path, ship.body.position
+        first = 1 if isinstance(ship.body, Forward) else len(path) - 1
+        if path[0][0] == self.me and position == first:
+            return self.feeding.unreachable(ship.body, now)
+        return self.hops.unreachable(ship.body, ship.tensor)
+
+    def ship_flat(self, ship: ShipFlat) -> None:
+        """Send flat tensors exactly as they are."""
+        try:
+            pairs = [encode(f"t{i}", t, "raw") for i, t in enumerate(payload_tensors(ship.tensors))]
+        except CodecError as error:
+            self.drop(f"{ship.body.kind}: {error}")
+            return
+        body = ship.body.model_copy(update={"tensors": tuple(spec for spec, _ in pairs)})
+        if not self._send(ship.peer, Message(body, tuple(buffer for _, buffer in pairs))):
+            self.drop(f"{ship.body.kind}: the queue to its receiver is full or gone")

@@ -1,0 +1,201 @@
+"""Machine: a holder's part of the pipeline: take a microbatch in, run its stage, send it on.
+
+Forward may be retried, backward never: a hop that cannot reach the next one re-routes a
+forward on the spot, and only says `lost` when there is no other way. A backward that cannot be
+delivered ends there; the stages it reached keep its gradient.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from swarm.events import Noted
+from swarm.messages import Backward, CellRecord, Forward, Lost, Plan, Roster
+from swarm.pipeline.checks import neighbour, wrong_with_path
+from swarm.pipeline.work import Key, Ship, Work
+from swarm.planning.paths import reroute
+from transport.machine import Effect, NodeId, Send
+from transport.wire import Message
+
+WAITING_MAX = 256
+"""Messages of a later slot that a hop keeps until its own plan or commit arrives."""
+WAITING_SLOTS = 2
+"""How far after the last decided record: others may have one commit that is still on its way here."""
+
+
+class Hops:
+    """Everything a node does as hop of other (or its own) data nodes' microbatches."""
+
+    def __init__(self, me: NodeId, *, held_max: int) -> None:
+        self.me = me
+        self.held_max = held_max
+        self.dropped: dict[str, int] = {}
+        self._plan: Plan | None = None
+        self._open = False
+        self._avoid: frozenset[NodeId] = frozenset()
+        self._bodies: dict[tuple[Key, int], Forward] = {}
+        self._returning: set[tuple[Key, int]] = set()
+        self._waiting: deque[tuple[NodeId, Forward | Backward, Any]] = deque()
+
+    # -- slots ------------------------------------------------------------------------------
+
+    def begin(self, plan: Plan) -> Sequence[Effect]:
+        """A new slot: forget the last one, then take in what came early."""
+        self._plan, self._open = plan, True
+        self._bodies.clear()
+        self._returning.clear()
+        early, self._waiting = self._waiting, deque()
+        self._waiting.extend(e for e in early if e[1].cell == plan.cell and self._is_later(e[1]))
+        current = [entry for entry in early if self._current(entry[1])]
+        return [effect for peer, body, payload in current for effect in self.arrived(peer, body, payload)]
+
+    def close(self) -> None:
+        """No new work for this slot: whatever still comes is late."""
+        self._open = False
+
+    def observe(self, avoid: frozenset[NodeId]) -> None:
+        """Nodes that are not alive in the view: no path goes there any more."""
+        self._avoid = avoid
+
+    @property
+    def roster(self) -> Roster:
+        """Holders by stage in the current slot."""
+        return self._plan.roster if self._plan else ()
+
+    # -- microbatches -----------------------------------------------------------------------
+
+    def arrived(
+        self, peer: NodeId, body: Forward | Backward, payload: Any, last: CellRecord | None = None
+    ) -> Sequence[Effect]:
+        """A forward or backward for a stage of this node (never for the ends).
+
+        last: the newest decided record of the cell, without which nothing waits for a later slot.
+        """
+        if not self._current(body):
+            return self._not_current(peer, body, payload, last)
+        wrong = wrong_with_path(peer, body, self.roster)
+        if wrong:
+            return self._drop(f"{body.kind}: {wrong}")
+        node, stage = body.path[body.position]
+        if node != self.me:
+            return self._drop("misrouted")
+        key = self._key(body)
+        if isinstance(body, Backward):
+            sent = self._bodies.get((key, body.position))
+            if sent is None or sent.path[: body.position + 1] != body.path[: body.position + 1]:
+                return self._drop("backward of nothing")
+            if (key, body.position) in self._returning:
+                return self._drop("backward twice")
+            self._returning.add((key, body.position))
+            return [Work("backward", key, stage, body.position, payload, body.target_tokens)]
+        if (key, body.position) in self._bodies:
+            return self._drop("forward twice")
+        if len(self._bodies) >= self.held_max:
+            return [self._lost(body, "this hop holds all the microbatches it can")]
+        self._bodies[key, body.position] = body
+        return [Work("forward", key, stage, body.position, payload)]
+
+    def computed(self, work: Work, output: Any, _: float) -> Sequence[Effect]:
+        """A forward or backward of this node is done; `output` goes to the next hop.
+
+        None: it could not be computed. A forward can start again elsewhere, a backward ends here.
+        """
+        body = self._bodies.get((work.key, work.position))
+        if body is None or not self._current(body):
+            return self._drop("finished after its slot")
+        if output is None:
+            del self._bodies[work.key, work.position]
+            if work.kind == "backward":
+                return self._drop("backward could not be computed")
+            return [self._lost(body, f"stage {work.stage} could not compute its forward")]
+        if work.kind == "forward":
+            return self._send_on(body, output)
+        del self._bodies[work.key, work.position]
+        previous = work.position - 1
+        backward = Backward(
+            cell=body.cell,
+            slot=body.slot,
+            term=body.term,
+            microbatch=body.microbatch,
+            attempt=body.attempt,
+            path=body.path,
+            position=previous,
+            target_tokens=work.target_tokens,
+        )
+        return [Ship(NodeId(body.path[previous][0]), backward, output)]
+
+    def unreachable(self, body: Forward | Backward, tensor: Any) -> Sequence[Effect]:
+        """The link could not take what this hop shipped."""
+        if isinstance(body, Backward):
+            return self._drop("backward undeliverable")
+        sent = self._bodies.get((self._key(body), body.position - 1))
+        if sent is None:
+            return self._drop("finished after its slot")
+        if body.position == len(body.path):
+            return self._drop("data node unreachable")
+        return self._send_on(sent, tensor, unreachable=NodeId(body.path[body.position][0]))
+
+    def _send_on(self, body: Forward, tensor: Any, unreachable: NodeId | None = None) -> Sequence[Effect]:
+        """To the next hop, around dead ones, or back to the data node after the last."""
+        effects: list[Effect] = []
+        path, onward = body.path, body.position + 1
+        avoid = self._avoid | {unreachable} if unreachable else self._avoid
+        if onward < len(path) and path[onward][0] in avoid:
+            found = reroute(path, body.position, self.roster, avoid)
+            if found.path is None:
+                return [self._lost(body, found.reason)]
+            path = found.path
+            fields = {"microbatch": body.microbatch, "attempt": body.attempt, "reason": found.reason}
+            effects.append(Noted("rerouted", fields))
+            self._bodies[self._key(body), body.position] = body.model_copy(update={"path": path})
+        target = path[onward][0] if onward < len(path) else path[0][0]
+        forward = body.model_copy(update={"path": path, "position": onward, "tensors": ()})
+        return [*effects, Ship(NodeId(target), forward, tensor)]
+
+    # -- what does not fit ------------------------------------------------------------------
+
+    def _current(self, body: Forward | Backward) -> bool:
+        plan = self._plan
+        return (
+            self._open
+            and plan is not None
+            and (body.cell, body.slot, body.term) == (plan.cell, plan.slot, plan.term)
+        )
+
+    def _is_later(self, body: Forward | Backward) -> bool:
+        plan = self._plan
+        return plan is None or (body.slot, body.term) > (plan.slot, plan.term)
+
+    def _not_current(
+        self, peer: NodeId, body: Forward | Backward, payload: Any, last: CellRecord | None
+    ) -> Sequence[Effect]:
+        if not self._is_later(body):
+            return self._drop(f"late {body.kind}")
+        ours = last is not None and body.cell == last.cell and peer == neighbour(body)
+        if last is None or not ours or not last.slot < body.slot <= last.slot + WAITING_SLOTS:
+            return self._drop(f"{body.kind} of no slot to come")
+        if len(self._waiting) >= WAITING_MAX:
+            return self._drop("too much waits for a later slot")
+        self._waiting.append((peer, body, payload))
+        return []
+
+    def _drop(self, what: str) -> Sequence[Effect]:
+        self.dropped[what] = self.dropped.get(what, 0) + 1
+        return []
+
+    def _lost(self, body: Forward, reason: str) -> Effect:
+        lost = Lost(
+            cell=body.cell,
+            slot=body.slot,
+            term=body.term,
+            microbatch=body.microbatch,
+            attempt=body.attempt,
+            reason=reason[:200],
+        )
+        return Send(NodeId(body.path[0][0]), Message(lost))
+
+    @staticmethod
+    def _key(body: Forward | Backward) -> Key:
+        return Key(body.slot, body.term, NodeId(body.path[0][0]), body.microbatch, body.attempt)

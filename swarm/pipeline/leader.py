@@ -1,0 +1,337 @@
+"""Machine: the leader of a cell: plan, close, propose, commit, slot after slot, and fail over.
+
+One slot of a healthy cell: Plan -> microbatches -> Report -> Close -> holders average -> Summed
+-> Propose -> Accept from a majority of the last roster -> Commit. A leader that was not there
+from the start first asks a majority what it has (Query, Promise): a record that somebody
+accepted is proposed again, anything less is abandoned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from swarm.events import Noted
+from swarm.job import PLAN_HOPS_MAX, Job
+from swarm.messages import (
+    Absent,
+    Accept,
+    CellBody,
+    Close,
+    Leave,
+    Plan,
+    Promise,
+    Propose,
+    Ready,
+    Report,
+    Roster,
+    Stale,
+    Summed,
+)
+from swarm.pipeline.follower import Ignored
+from swarm.pipeline.ledger import tokens_max
+from swarm.pipeline.office import Office, to
+from swarm.pipeline.records import (
+    CheckRecord,
+    Sign,
+    committed,
+    is_finished,
+    is_majority,
+    read_record,
+    record_digest,
+    roster_nodes,
+    round_due,
+    sign_record,
+    stages_of,
+)
+from swarm.planning.paths import plan_paths
+from swarm.planning.placement import Place
+from transport.machine import Effect, NodeId, Send
+from transport.wire import Message, Signed
+
+ROUND_LIMIT_S = 120.0
+"""A round's delegates keep a shorter deadline and always answer; this is for one that cannot."""
+REST_S, REST_MAX_S = 0.5, 15.0
+"""Pause after an iteration that taught nothing, doubled each time; less than the others' patience."""
+FRUITLESS_MAX = 5
+"""So many of them in a row are no accident: a person should hear of it."""
+SHORT_ITERATION_S = 3.0
+"""An iteration longer than this is abandoned when a member leaves, because owners do not wait."""
+
+
+class Leader(Office):
+    """Every node runs one; only the cell's leader is in another phase than "following"."""
+
+    def __init__(
+        self, me: NodeId, job: Job, decided: Signed, *, sign: Sign, check: CheckRecord, place: Place
+    ) -> None:
+        super().__init__(me, job, decided, sign=sign, check=check, place=place)
+        self._reports: dict[NodeId, Report] = {}
+        self._accepts: set[NodeId] = set()
+        self._closed_at = 0.0
+        self._fruitless = 0
+        self._asked: Plan | Close | None = None
+        self._base: Roster = ((),)
+        self._rows: Roster = ((),)
+        self._proposal: Signed | None = None
+
+    # -- the machine ------------------------------------------------------------------------
+
+    def handle(self, peer: NodeId, message: Message, now: float) -> Sequence[Effect]:
+        """Take in what members answer a leader."""
+        body = message.body
+        assert isinstance(body, CellBody)
+        if body.cell != self.record.cell:
+            return []
+        match body:
+            case Stale():
+                return self._stale(peer, body, now)
+            case Ready():
+                return self._answered(peer, body, now)
+            case Absent():
+                return self._absent(peer, body, now)
+            case Leave():
+                return self._leave(peer, now)
+        if body.term != self.term:
+            return []
+        match self.phase, body:
+            case "querying", Promise():
+                if self.election.promised(peer, body, self.record, self.digest, self._check):
+                    return self._promised(now)
+                return [Ignored(peer, body.kind, "of no member, or of a forged record")]
+            case "running", Report() if body.slot == self.record.slot + 1:
+                return self._report(peer, body, now)
+            case "closing", Summed() if body.slot == self.record.slot + 1:
+                return self._sum(peer, body, now)
+            case "proposing", Accept() if self._proposal is not None:
+                if body.digest == record_digest(self._proposal):
+                    self._accepts.add(peer)
+                return self._accepted(now)
+        return []
+
+    def tick(self, now: float) -> Sequence[Effect]:
+        """Act on a passed deadline."""
+        if self._until is None or now < self._until:
+            return []
+        self._until = None
+        match self.phase:
+            case "following":
+                return self._candidacy(now, silent=True)
+            case "querying":
+                return self._no_majority(now)
+            case "pausing":
+                return self._boundary(now)
+            case "running":
+                return self._close("step", now)
+            case "closing":
+                return self._close(self.ledger.act, now, without_silent=True)
+            case "resting":
+                return self._query(now, "no microbatch came through")
+            case "proposing":
+                return self._query(now, "accepts are missing")
+        return []
+
+    def deadline(self) -> float | None:
+        """When `tick` is due."""
+        return self._until
+
+    # -- one slot ---------------------------------------------------------------------------
+
+    def _boundary(self, now: float) -> Sequence[Effect]:
+        """Between slots: meet other cells, finish, place stages, or plan the next iteration."""
+        self.ledger.clear()
+        self._base = self.record.roster
+        if round_due(self.record, self.job):
+            self._rows = self._base
+            return self._close("round", now)
+        if is_finished(self.record, self.job):
+            self.phase, self._until = "done", None
+            return []
+        self._base = self.appointments.next_roster(self.record.roster)
+        self._rows = self.appointments.fit_rows(self._base)
+        effects = self.appointments.order(self.record, self.signed, self.term, self._base, now)
+        pause_until = self.appointments.waits_until()
+        if pause_until is None and self._cannot_train():
+            pause_until = now + self._close_time.limit_s()
+        if pause_until is not None:
+            self.phase, self._until = "pausing", pause_until
+            return effects
+        return [*effects, *(self._let_go(now) or self._plan(now))]
+
+    def _cannot_train(self) -> bool:
+        """No data node, or no body at all: a head trained on bare embeddings would be harm."""
+        return not self._rows[0] or (len(self._rows) > 1 and not any(self._rows[1:]))
+
+    def _let_go(self, now: float) -> Sequence[Effect]:
+        """When what leavers held is handed over: a slot that only changes the roster."""
+        members = roster_nodes(self._base)
+        if not any(n in self.appointments.leaving and n not in members for n in self._members()):
+            return []
+        self._begun = now
+        record = self.ledger.roster_change(self.record, self.digest, self.term, self.me, self._base)
+        newcomers = to(self.appointments.newcomers, self._commit_of(self.signed))
+        return [*newcomers, *self._propose(sign_record(record, self._sign), now)]
+
+    def _members(self) -> tuple[NodeId, ...]:
+        return roster_nodes(self.record.roster)
+
+    def _plan(self, now: float) -> Sequence[Effect]:
+        feeds = PLAN_HOPS_MAX // (self.job.pipeline.microbatches * len(self._rows))
+        # Holders of the ends that do not fit into one message start nothing and report at once.
+        data_nodes = self._rows[0][:feeds]
+        microbatches = plan_paths(self._rows, data_nodes, self.job.pipeline.microbatches)
+        plan = Plan(
+            cell=self.record.cell,
+            slot=self.record.slot + 1,
+            term=self.term,
+            iteration=self.record.iteration + 1,
+            base=self.digest,
+            roster=self._rows,
+            microbatches=microbatches,
+        )
+        self.phase, self._reports, self._asked = "running", {}, plan
+        self._begun, self._until = now, now + self._slot_time.limit_s()
+        skipped = [stage for stage, holders in enumerate(self._rows) if not holders]
+        noted = Noted("planned", {"cell": plan.cell, "iteration": plan.iteration, "skipped": skipped})
+        newcomers = to(self.appointments.newcomers, self._commit_of(self.signed))
+        return [noted, *newcomers, *to(roster_nodes(self._rows), plan)]
+
+    def _report(self, peer: NodeId, report: Report, now: float) -> Sequence[Effect]:
+        """What a data node of the running plan has done."""
+        wrong = self.ledger.wrong_with_report(report, self.job)
+        if peer not in self._rows[0] or wrong:
+            return [Ignored(peer, report.kind, wrong or "of no data node of the plan")]
+        self._reports[peer] = report
+        return self._reported(now)
+
+    def _reported(self, now: float) -> Sequence[Effect]:
+        waiting = [n for n in self._rows[0] if self.appointments.fit(n, 0) and n not in self._reports]
+        return [] if waiting else self._close("step", now)
+
+    def _close(
+        self, act: Literal["step", "round"], now: float, *, without_silent: bool = False
+    ) -> Sequence[Effect]:
+        """Ask the holders to average. A reducer that stayed silent is passed over."""
+        if self.phase == "running":
+            self.ledger.report(self._reports.values())
+        rows = self.appointments.fit_rows(self._rows)
+        if without_silent:
+            rows = tuple(row if s in self.ledger.sums else row[1:] for s, row in enumerate(rows))
+        self._rows = rows
+        self.ledger.open(act)
+        if not any(rows):
+            return self._query(now, "nobody is left to average")
+        self.phase, self._closed_at = "closing", now
+        self._until = now + self._close_time.limit_s() + (ROUND_LIMIT_S if act == "round" else 0.0)
+        close = Close(
+            cell=self.record.cell,
+            slot=self.record.slot + 1,
+            term=self.term,
+            act=act,
+            round_attempt=self.ledger.attempt,
+            roster=rows,
+        )
+        self._asked = close
+        return to(roster_nodes(rows), close)
+
+    def _sum(self, peer: NodeId, summed: Summed, now: float) -> Sequence[Effect]:
+        """What the reducer of a stage, the first of its row, has averaged."""
+        row = self._rows[summed.stage] if summed.stage < len(self._rows) else ()
+        tokens = len(self._base[0]) * tokens_max(self.job)
+        wrong = self.ledger.wrong_with_sum(summed, row, tokens)
+        if peer not in row[:1] or wrong:
+            return [Ignored(peer, summed.kind, wrong or "not of the stage's reducer")]
+        self.ledger.sums[summed.stage] = summed
+        return self._summed(now)
+
+    def _summed(self, now: float) -> Sequence[Effect]:
+        if any(holders and stage not in self.ledger.sums for stage, holders in enumerate(self._rows)):
+            return []
+        if self.ledger.act == "step":
+            self._close_time.add(now - self._closed_at)
+            if not self.ledger.tokens_averaged():
+                return self._rest(now)
+            self._fruitless = 0
+        roster = self._record_roster()
+        record = self.ledger.record(
+            self.record, self.digest, self.term, self.me, roster, self.job.inner.clip_norm
+        )
+        return self._propose(sign_record(record, self._sign), now)
+
+    def _rest(self, now: float) -> Sequence[Effect]:
+        """The iteration taught nothing: try again, ever later, because the cause may stay."""
+        self._fruitless += 1
+        pause = min(REST_MAX_S, REST_S * 2.0 ** min(self._fruitless - 1, 10))
+        self.phase, self._until = "resting", now + pause
+        if self._fruitless != FRUITLESS_MAX:
+            return []
+        reason = f"{FRUITLESS_MAX} iterations in a row brought no microbatch through; still trying"
+        return [Noted("error", {"cell": self.record.cell, "reason": reason})]
+
+    def _record_roster(self) -> Roster:
+        """Who averaged; a stage that nobody averaged keeps those that may still hold it."""
+        rows = []
+        for stage, row in enumerate(self._rows):
+            left = tuple(n for n in self._base[stage] if not self.appointments.gone(n, stage))
+            rows.append(row or left)
+        return tuple(rows)
+
+    def _propose(self, signed: Signed, now: float) -> Sequence[Effect]:
+        self._proposal, self._accepts, self.phase = signed, set(), "proposing"
+        self._until = now + self._close_time.limit_s()
+        record = read_record(signed)
+        propose = Propose(cell=self.record.cell, slot=self.record.slot + 1, term=self.term, record=signed)
+        return to(sorted({*self._members(), *roster_nodes(record.roster)}), propose)
+
+    def _accepted(self, now: float) -> Sequence[Effect]:
+        if self._proposal is None or not is_majority(self._accepts, self.record.roster):
+            return []
+        signed, self._proposal, self._until = self._proposal, None, None
+        record = read_record(signed)
+        if record.act == "step":
+            self._slot_time.add(now - self._begun)
+        everyone = sorted({*self._members(), *roster_nodes(record.roster)})
+        noted = Noted(*committed(record, seconds=now - self._begun, reasons=self.ledger.reasons()))
+        recoveries = self.appointments.recoveries(record, now)
+        return [*to(everyone, self._commit_of(signed)), *recoveries, noted]
+
+    # -- members that come, go, or fall behind ------------------------------------------------
+
+    def _answered(self, peer: NodeId, body: Ready, now: float) -> Sequence[Effect]:
+        effects = self.appointments.answered(peer, body, self.record, now)
+        return [*effects, *self._boundary(now)] if self.phase == "pausing" else effects
+
+    def _absent(self, peer: NodeId, body: Absent, now: float) -> Sequence[Effect]:
+        if self.phase == "querying" and not body.stages:
+            self.election.strangers.add(peer)
+            return []
+        self.appointments.absent(peer, body.stages, self.record, now)
+        return self._somebody_missing(now)
+
+    def _leave(self, peer: NodeId, now: float) -> Sequence[Effect]:
+        if peer in self.appointments.leaving or peer not in self._members():
+            return []
+        self.appointments.leaving.add(peer)
+        if self.phase == "pausing":
+            return self._boundary(now)
+        if self.phase == "running" and self._slot_time.typical_s() > SHORT_ITERATION_S:
+            return self._query(now, f"{peer[:8]} leaves, the iteration starts again without it")
+        return []
+
+    def _repeat(self, peer: NodeId) -> Sequence[Effect]:
+        """A member that was behind could not begin the slot, or end it: ask once more."""
+        asked = self._asked if self.phase in ("running", "closing") else None
+        return [Send(peer, Message(asked))] if asked and stages_of(asked.roster, peer) else []
+
+    def _somebody_missing(self, now: float) -> Sequence[Effect]:
+        """Somebody is dead, suspect or absent: do not wait for them."""
+        if self.phase == "running":
+            return self._reported(now)
+        if self.phase == "closing":
+            rows = [row for stage, row in enumerate(self._rows) if row and stage not in self.ledger.sums]
+            firsts = [(row[0], stage) for stage, row in enumerate(self._rows) if row in rows]
+            if any(not self.appointments.fit(node, stage) for node, stage in firsts):
+                return self._close(self.ledger.act, now)
+        if self.phase == "pausing" and self.appointments.waits_until() is None:
+            return self._boundary(now)
+        return []

@@ -1,0 +1,257 @@
+"""How a member of a cell comes to lead it, learns what was decided, and ceases to lead.
+
+`Leader` adds what a leader does. Whoever leads was promised its term by a majority of the last
+record's roster, or founded what is left of a cell under a name that was never used before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from swarm.events import Noted
+from swarm.gossip.view import View
+from swarm.job import Job
+from swarm.messages import CellRecord, Commit, Stale
+from swarm.pipeline.appointments import Appointments
+from swarm.pipeline.election import Election, succession
+from swarm.pipeline.ledger import Ledger
+from swarm.pipeline.records import (
+    CheckRecord,
+    Sign,
+    in_reach,
+    is_finished,
+    read_record,
+    record_digest,
+    roster_nodes,
+    sign_record,
+    stages_of,
+)
+from swarm.pipeline.timing import Durations
+from swarm.planning.placement import Place
+from transport.machine import Effect, NodeId, Send
+from transport.wire import Body, Message, Signed
+
+Phase = Literal["following", "querying", "pausing", "running", "closing", "resting", "proposing", "done"]
+QUERY_MAX_S = 3.0
+"""How long a candidate waits for promises: small messages, answered at once by whoever is there."""
+STEP_DOWN_S = 1.0
+"""Times its place in the succession: how long a deposed leader waits to hear of the new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learn(Effect):
+    """A peer showed a decided record that is newer than ours; our follower must see it."""
+
+    peer: NodeId
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class Dissolve(Effect):
+    """Leave the cell: no majority is left, and those who are cannot go on alone."""
+
+    reason: str
+
+
+class Office(ABC):
+    """One member's standing in its cell: following, standing as a candidate, or leading."""
+
+    def __init__(
+        self, me: NodeId, job: Job, decided: Signed, *, sign: Sign, check: CheckRecord, place: Place
+    ) -> None:
+        self.me, self.job = me, job
+        self._sign, self._check = sign, check
+        self.phase: Phase = "following"
+        self.view = View()
+        self.election = Election(me)
+        self.appointments = Appointments(me, place)
+        self.ledger = Ledger()
+        self._slot_time = Durations(initial_s=90.0, floor_s=4.0)
+        self._close_time = Durations(initial_s=30.0, floor_s=3.0)
+        self._until: float | None = None
+        self._begun = 0.0
+        self._carried: CellRecord | None = None
+        self._adopt(decided, read_record(decided))
+
+    @property
+    def term(self) -> int:
+        """The highest term seen."""
+        return self.election.term
+
+    # -- what the node tells it -------------------------------------------------------------
+
+    def observe(self, view: View, now: float) -> Sequence[Effect]:
+        """The node's view changed."""
+        self.view = view
+        self.appointments.observe(view, self.record, now)
+        if self.phase == "following":
+            return self._candidacy(now)
+        return self._somebody_missing(now)
+
+    def advance(self, signed: Signed, record: CellRecord, now: float) -> Sequence[Effect]:
+        """This node applied a decided record."""
+        member = bool(stages_of(record.roster, self.me))
+        leads = self.phase == "proposing" and record.term <= self.term and member
+        self._adopt(signed, record)
+        self.appointments.decided(record, now)
+        self.election.decided(record)
+        if leads:
+            return self._carry_on(now) if record.act == "found" else self._boundary(now)
+        self.phase, self._until = "following", None
+        return self._candidacy(now)
+
+    def heard(self, peer: NodeId, term: int, now: float) -> None:
+        """The follower answered to a leadership: `peer` leads in `term`."""
+        if peer == self.me:
+            return
+        self.phase, self._until = "following", None
+        self.election.heard(peer, term)
+        self._until = now + self._patience()
+
+    def _adopt(self, signed: Signed, record: CellRecord) -> None:
+        self.signed, self.record, self.digest = signed, record, record_digest(signed)
+        self.ledger.keep(record.slot, signed)
+
+    # -- becoming leader, and ceasing to be -----------------------------------------------------
+
+    def _patience(self) -> float:
+        ranking = succession(self.record, self.appointments.live)
+        rank = ranking.index(self.me) if self.me in ranking else len(ranking)
+        return (1 + rank) * max(10.0, 2 * self._slot_time.limit_s() + self._close_time.limit_s())
+
+    def _candidacy(self, now: float, *, silent: bool = False) -> Sequence[Effect]:
+        if is_finished(self.record, self.job):
+            return []
+        ranking = succession(self.record, self.appointments.live)
+        if self.me not in ranking:
+            return []
+        if silent:
+            return self._query(now, "the leader is silent")
+        if ranking[0] == self.me and not self.election.in_office(ranking):
+            return self._query(now, "first in line")
+        if self._until is None:
+            self._until = now + self._patience()
+        return []
+
+    def _query(self, now: float, reason: str) -> Sequence[Effect]:
+        self.phase = "querying"
+        self._until = now + min(QUERY_MAX_S, self._close_time.limit_s() / 3)
+        query = self.election.stand(self.record, reason)
+        return to(roster_nodes(self.record.roster), query)
+
+    def _promised(self, now: float) -> Sequence[Effect]:
+        if not self.election.won(self.record):
+            return []
+        effects = self._catch_up_promised()
+        fields = {"cell": self.record.cell, "term": self.term, "reason": self.election.why}
+        effects.append(Noted("leading", fields))
+        self._begun, self.election.office = now, self.me
+        unfinished = self.election.unfinished(self.record, self.digest)
+        if unfinished is not None:
+            return [*effects, *self._propose(unfinished, now)]
+        return [*effects, *self._boundary(now)]
+
+    def _catch_up_promised(self) -> list[Effect]:
+        promises = self.election.promises.items()
+        return [effect for node, promise in promises for effect in self._catch_up(node, promise.slot)]
+
+    def _no_majority(self, now: float) -> Sequence[Effect]:
+        """Too few promised. When the others are gone for good, those left are a new cell."""
+        missing = self.election.silent(self.record)
+        if any(self.view.status(n) not in ("dead", "left") for n in missing):
+            return self._query(now, self.election.why)
+        found = self.election.remainder(self.record, self.digest)
+        if not self._can_live(found):
+            return self._dissolve(found, now)
+        unfinished = self.election.unfinished(self.record, self.digest)
+        self._carried = read_record(unfinished) if unfinished else None
+        reason = f"{len(missing)} members of the last roster are gone, no majority is left"
+        noted = Noted("cell", {"old": self.record.cell, "new": found.cell, "reason": reason})
+        commit = self._commit_of(sign_record(found, self._sign))
+        effects = self._catch_up_promised()
+        self.phase, self._begun = "proposing", now
+        return [noted, *effects, *to(roster_nodes(found.roster), commit)]
+
+    def _can_live(self, found: CellRecord) -> bool:
+        """Whether every stage is held, or can be had from somewhere."""
+        rebuilt = self.appointments.placeable(found)
+        return all(row or stage in rebuilt for stage, row in enumerate(found.roster))
+
+    def _dissolve(self, found: CellRecord, now: float) -> Sequence[Effect]:
+        """What is left can never train. Where others do, its members are of use there."""
+        mine = roster_nodes(found.roster)
+        others = [m for m in self.view.live() if m.facts.stages and m.node not in mine]
+        if not others:
+            return self._query(now, self.election.why)
+        self.phase, self._until = "following", None
+        return [Dissolve("what is left of the cell lacks stages that nobody can give it")]
+
+    def _carry_on(self, now: float) -> Sequence[Effect]:
+        """A new cell begins with what its old one may have decided, so that nothing is undone."""
+        carried, self._carried = self._carried, None
+        if carried is None:
+            return self._boundary(now)
+        changes = {
+            "cell": self.record.cell,
+            "slot": self.record.slot + 1,
+            "term": self.term,
+            "previous": self.digest,
+            "roster": tuple(
+                tuple(n for n in row if n in old)
+                for row, old in zip(carried.roster, self.record.roster, strict=True)
+            ),
+            "leader": self.me,
+        }
+        return self._propose(sign_record(carried.model_copy(update=changes), self._sign), now)
+
+    def _stale(self, peer: NodeId, body: Stale, now: float) -> Sequence[Effect]:
+        if body.term > self.term and self.phase != "done" and self._believes(peer, body.term):
+            self.phase = "following"
+            ranking = succession(self.record, self.appointments.live)
+            rank = ranking.index(self.me) if self.me in ranking else len(ranking)
+            self.election.heard(NodeId(body.leader), body.term)
+            known = body.leader not in ("", self.me) and self.election.in_office(ranking)
+            self._until = now + (self._patience() if known else (1 + rank) * STEP_DOWN_S)
+        if body.slot > self.record.slot:
+            commit = Commit(cell=body.cell, slot=body.slot, term=body.term, record=body.decided)
+            return [Learn(peer, commit)]
+        missed = self._catch_up(peer, body.slot)
+        return [*missed, *self._repeat(peer)] if missed else []
+
+    def _believes(self, peer: NodeId, term: int) -> bool:
+        """Whether a peer may know of a newer leadership: a member or a taker, of a term in reach."""
+        ours = bool(stages_of(self.record.roster, peer)) or peer in self.appointments.newcomers
+        return ours and in_reach(term, max(self.term, self.record.term))
+
+    def _catch_up(self, peer: NodeId, slot: int) -> list[Effect]:
+        return [Send(peer, Message(self._commit_of(s))) for s in self.ledger.since(slot, self.record.slot)]
+
+    def _commit_of(self, signed: Signed) -> Commit:
+        slot = read_record(signed).slot
+        return Commit(cell=self.record.cell, slot=slot, term=self.term, record=signed)
+
+    # -- what leading means is the subclass's business ------------------------------------------
+
+    @abstractmethod
+    def _boundary(self, now: float) -> Sequence[Effect]:
+        """Between slots: decide what the next one is."""
+
+    @abstractmethod
+    def _repeat(self, peer: NodeId) -> Sequence[Effect]:
+        """What a member could not take in because it was behind."""
+
+    @abstractmethod
+    def _propose(self, signed: Signed, now: float) -> Sequence[Effect]:
+        """Have a majority accept this record for the next slot."""
+
+    @abstractmethod
+    def _somebody_missing(self, now: float) -> Sequence[Effect]:
+        """Somebody is dead, suspect or absent: do not wait for them."""
+
+
+def to(peers: Sequence[NodeId], body: Body) -> list[Effect]:
+    """One body for several peers."""
+    return [Send(peer, Message(body)) for peer in peers]

@@ -1,0 +1,300 @@
+"""Machine: the delegates of a stage in all cells meet for an outer round.
+
+Every stage has its own round. The owner, one delegate chosen by the anchor's count, collects
+outer gradients of the same anchor, and gives their mean and its members to every member. Only
+the owner decides who is left out: a member waits for its word, and hardly longer than the owner
+lives, so that members agree on what the round was. A cell with another anchor takes the
+owner's. A round that averaged nobody is never called averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from swarm.gossip.view import View
+from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
+from swarm.pipeline.work import ShipFlat
+from transport.machine import Effect, NodeId
+
+EARLY_MAX = 256
+"""Outer gradients of other cells kept until this cell's own round begins, one per sender and stage."""
+LAST_WORD_S = 2.0
+"""How long the mean of an owner that is gone, or has finished, may still be on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Average(Effect):
+    """Mean of these outer gradients, in this order; answer with `averaged`."""
+
+    stage: int
+    members: tuple[str, ...]
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShipAnchor(Effect):
+    """Send this node's anchor and momentum of a stage to a delegate with another one."""
+
+    peer: NodeId
+    stage: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(Effect):
+    """A stage's round is over.
+
+    mean: the outer gradient to step with, or None. adopted: a message with another cell's
+    anchor and momentum to move to, or None. With neither the stage was not averaged.
+    """
+
+    stage: int
+    members: tuple[str, ...]
+    reason: str
+    mean: Any = None
+    adopted: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A cell's outer gradient, and at which of its iterations it was sent."""
+
+    peer: NodeId
+    iteration: int
+    payload: Any
+
+
+@dataclass(slots=True)
+class Meeting:
+    """This delegate's round of one stage.
+
+    parts: what the owner averages, by cell. told: who has this cell's outer gradient, and may
+    answer it with an anchor.
+    """
+
+    iteration: int
+    anchor: int
+    digest: str
+    delta: Any
+    until: float
+    owner: NodeId
+    expected: frozenset[str]
+    parts: dict[str, Came] = field(default_factory=dict)
+    told: set[NodeId] = field(default_factory=set)
+    averaging: bool = False
+
+
+class OuterRound:
+    """All rounds this node is delegate of, by stage."""
+
+    def __init__(self, me: NodeId) -> None:
+        self.me = me
+        self._cell = ""
+        self._view = View()
+        self._meetings: dict[int, Meeting] = {}
+        self._early: dict[tuple[int, NodeId], tuple[OuterDelta, Any]] = {}
+
+    def observe(self, view: View, now: float) -> Sequence[Effect]:
+        """The view changed: an owner does not wait for cells that are gone, nor a member for it."""
+        self._view = view
+        effects: list[Effect] = []
+        for stage, meeting in list(self._meetings.items()):
+            effects += self._admit_early(stage)
+            if meeting.owner == self.me:
+                meeting.expected &= frozenset(self._present(stage))
+                effects += self._average_if_complete(stage, meeting)
+            elif not self._at_work(meeting.owner):
+                meeting.until = min(meeting.until, now + LAST_WORD_S)
+        return effects
+
+    def _at_work(self, owner: NodeId) -> bool:
+        member = self._view.members.get(owner)
+        return member is not None and member.live and member.facts.state == "training"
+
+    def _present(self, stage: int) -> tuple[str, ...]:
+        """Cells with a live holder of the stage that still train, ours included."""
+        others = {
+            m.facts.cell
+            for m in self._view.live()
+            if stage in m.facts.stages and m.facts.state == "training" and m.facts.cell
+        }
+        return tuple(sorted(others | {self._cell}))
+
+    def _delegate(self, cell: str, stage: int) -> NodeId | None:
+        holders = self._view.holders(cell, stage)
+        return holders[0].node if holders else None
+
+    def start(
+        self,
+        stage: int,
+        *,
+        cell: str,
+        iteration: int,
+        anchor: int,
+        digest: str,
+        delta: Any,
+        wait_s: float,
+        now: float,
+    ) -> Sequence[Effect]:
+        """This cell reached its round: `delta` is anchor minus weights of the stage.
+
+        iteration: how many the cell has done; it does no more until the round is decided.
+        """
+        self._cell = cell
+        cells = self._present(stage)
+        if len(cells) == 1:
+            return [Settle(stage, cells, "no other cell holds this stage", mean=delta)]
+        owner_cell = cells[stage % len(cells)]
+        owner = self.me if owner_cell == cell else self._delegate(owner_cell, stage)
+        assert owner is not None
+        until = now + (wait_s if owner == self.me else 1.5 * wait_s)
+        meeting = Meeting(iteration, anchor, digest, delta, until, owner, frozenset(cells))
+        self._meetings[stage] = meeting
+        effects: list[Effect] = []
+        if owner == self.me:
+            meeting.parts[cell] = Came(self.me, iteration, delta)
+        else:
+            effects.append(self._ship_delta(stage, meeting, owner))
+        effects += self._admit_early(stage)
+        return [*effects, *self._average_if_complete(stage, meeting)]
+
+    def _ship_delta(self, stage: int, meeting: Meeting, to: NodeId) -> Effect:
+        body = OuterDelta(
+            cell=self._cell,
+            stage=stage,
+            iteration=meeting.iteration,
+            anchor=meeting.anchor,
+            anchor_digest=meeting.digest,
+        )
+        meeting.told.add(to)
+        return ShipFlat(to, body, (meeting.delta,))
+
+    def delta(self, peer: NodeId, body: OuterDelta, payload: Any) -> Sequence[Effect]:
+        """Another cell's outer gradient."""
+        meeting = self._meetings.get(body.stage)
+        if meeting is None or not self._speaks_for(peer, body):
+            self._keep_early(peer, body, payload)
+            return []
+        if meeting.averaging:
+            return []
+        if (body.anchor, body.anchor_digest) != (meeting.anchor, meeting.digest):
+            return self._other_anchor(peer, body, meeting)
+        before = meeting.parts.get(body.cell)
+        if meeting.owner == self.me and (before is None or before.iteration <= body.iteration):
+            meeting.parts[body.cell] = Came(peer, body.iteration, payload)
+        return self._average_if_complete(body.stage, meeting)
+
+    def _other_anchor(self, peer: NodeId, body: OuterDelta, meeting: Meeting) -> Sequence[Effect]:
+        """Whoever has the older anchor takes the other's."""
+        if body.anchor > meeting.anchor:
+            return [self._ship_delta(body.stage, meeting, peer)]
+        meeting.expected -= {body.cell}
+        ship = ShipAnchor(peer, body.stage)
+        if peer == meeting.owner:
+            # An owner with an older anchor takes ours now, and can average nothing with it.
+            del self._meetings[body.stage]
+            reason = f"not averaged: cell {body.cell} had the anchor of {body.anchor} rounds"
+            return [ship, Settle(body.stage, (), reason)]
+        return [ship, *self._average_if_complete(body.stage, meeting)]
+
+    def _speaks_for(self, peer: NodeId, body: OuterDelta) -> bool:
+        """Whether the sender holds the stage in that cell, another one, which still waits for this."""
+        member = self._view.members.get(peer)
+        if member is None or not self._still_waits(peer, body):
+            return False
+        return member.facts.cell == body.cell != self._cell and body.stage in member.facts.stages
+
+    def _still_waits(self, peer: NodeId, body: OuterDelta) -> bool:
+        """Not so once the sender's cell has gone on to its next iteration."""
+        member = self._view.members.get(peer)
+        return member is not None and member.live and member.facts.iteration <= body.iteration
+
+    def _keep_early(self, peer: NodeId, body: OuterDelta, payload: Any) -> None:
+        """Keep the newest of each sender until our round begins, or the view has caught up."""
+        key = (body.stage, peer)
+        older = self._early.get(key)
+        if not self._still_waits(peer, body) or (older is not None and older[0].iteration > body.iteration):
+            return
+        if older is not None or len(self._early) < EARLY_MAX:
+            self._early[key] = (body, payload)
+
+    def _admit_early(self, stage: int) -> list[Effect]:
+        """Take up what came early; what its sender waits for no more is dropped on the way."""
+        effects: list[Effect] = []
+        for key in [key for key in self._early if key[0] == stage]:
+            body, payload = self._early.pop(key)
+            effects += self.delta(key[1], body, payload)
+        return effects
+
+    def mean(self, peer: NodeId, body: OuterMean, payload: Any) -> Sequence[Effect]:
+        """The owner's mean of a round this cell is in."""
+        meeting = self._meetings.get(body.stage)
+        if meeting is None or peer != meeting.owner or self._cell not in body.members:
+            return []
+        averaged = dict(zip(body.members, body.iterations, strict=False)).get(self._cell)
+        said, ours = (body.anchor, body.anchor_digest), (meeting.anchor, meeting.digest)
+        if said != ours or averaged != meeting.iteration:
+            return []
+        del self._meetings[body.stage]
+        return [Settle(body.stage, body.members, "", mean=payload)]
+
+    def anchor(self, peer: NodeId, body: OuterAnchor, payload: Any) -> Sequence[Effect]:
+        """Another anchor is the group's: move to it, if it answers what this cell has sent."""
+        meeting = self._meetings.get(body.stage)
+        if meeting is None or peer not in meeting.told:
+            return []
+        del self._meetings[body.stage]
+        reason = f"took the anchor of cell {body.cell}, made by {body.anchor} rounds"
+        return [Settle(body.stage, (body.cell,), reason, adopted=payload)]
+
+    def averaged(self, work: Average, mean: Any, _: float) -> Sequence[Effect]:
+        """The mean of those members whose parts could be read is there, or is None."""
+        meeting = self._meetings.pop(work.stage, None)
+        if meeting is None:
+            return []
+        if mean is None or self._cell not in work.members or len(work.members) < 2:
+            return [Settle(work.stage, (), "not averaged: no other outer gradient could be read")]
+        came = [meeting.parts[cell] for cell in work.members]
+        body = OuterMean(
+            stage=work.stage,
+            anchor=meeting.anchor,
+            anchor_digest=meeting.digest,
+            members=work.members,
+            iterations=tuple(part.iteration for part in came),
+        )
+        ships = [ShipFlat(part.peer, body, (mean,)) for part in came if part.peer != self.me]
+        return [*ships, Settle(work.stage, work.members, "", mean=mean)]
+
+    def _average_if_complete(self, stage: int, meeting: Meeting) -> Sequence[Effect]:
+        over = self._meetings.get(stage) is not meeting  # an early part has ended it already
+        if over or meeting.owner != self.me or meeting.averaging:
+            return []
+        if meeting.expected <= {self._cell} and meeting.parts.keys() <= {self._cell}:
+            del self._meetings[stage]
+            return [Settle(stage, (), "not averaged: no other cell came with this anchor")]
+        complete = not meeting.expected - meeting.parts.keys()
+        return self._average(stage, meeting) if complete else []
+
+    def _average(self, stage: int, meeting: Meeting) -> Sequence[Effect]:
+        meeting.averaging = True
+        members = tuple(sorted(meeting.parts))
+        return [Average(stage, members, tuple(meeting.parts[cell].payload for cell in members))]
+
+    def tick(self, now: float) -> Sequence[Effect]:
+        """Rounds whose wait is over: go on with who came, or without an average."""
+        effects: list[Effect] = []
+        for stage, meeting in list(self._meetings.items()):
+            if now < meeting.until or meeting.averaging:
+                continue
+            if meeting.owner == self.me and len(meeting.parts) > 1:
+                effects += self._average(stage, meeting)
+                continue
+            del self._meetings[stage]
+            missing = sorted(meeting.expected - {self._cell})
+            effects.append(Settle(stage, (), f"not averaged: no answer from {', '.join(missing)}"[:200]))
+        return effects
+
+    def deadline(self) -> float | None:
+        """When the next round stops waiting."""
+        return min((m.until for m in self._meetings.values() if not m.averaging), default=None)

@@ -1,0 +1,1 @@
+"""Who does what, and which way a microbatch goes."""

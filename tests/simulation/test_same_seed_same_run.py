@@ -1,0 +1,90 @@
+"""Promise 4: same seed, same simulated run, bit for bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_worlds import small_job
+
+from swarm.job import dump_job
+
+ROOT = Path(__file__).parent.parent.parent
+COMMAND = "import sys; from swarm.cli import main; sys.argv.insert(1, 'simulate'); main()"
+FAULTS = """
+[[fault]]
+at_iteration = 2
+kind = "restart"
+node = "random"
+after_s = 6
+[[fault]]
+at_s = 3
+kind = "corrupt"
+node = "node:1"
+messages = 3
+[[fault]]
+at_s = 4
+kind = "pause"
+node = "random"
+for_s = 2
+[[fault]]
+at_s = 7
+kind = "partition"
+groups = [["node:0", "node:1"], ["node:2", "node:3", "coordinator"]]
+for_s = 3
+[[fault]]
+at_s = 5
+kind = "slow_link"
+node = "node:2"
+factor = 5
+for_s = 5
+[[fault]]
+at_s = 6
+kind = "slow_compute"
+node = "node:3"
+factor = 5
+for_s = 5
+"""
+
+
+def simulate(directory: Path, *, seed: int, hash_seed: int) -> tuple[bytes, dict[str, object]]:
+    out = directory / f"out-{seed}-{hash_seed}"
+    inputs = [str(directory / "job.toml"), "--faults", str(directory / "faults.toml")]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *inputs, "--seed", str(seed), "--out", str(out), "--json"],
+        cwd=ROOT,
+        env={"PYTHONHASHSEED": str(hash_seed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return (out / "run.jsonl").read_bytes(), json.loads(done.stdout)
+
+
+@pytest.fixture
+def job_directory(tmp_path: Path) -> Path:
+    job = small_job(nodes=4, cells=1, stages=2, iterations=12)
+    (tmp_path / "job.toml").write_text(dump_job(job))
+    (tmp_path / "faults.toml").write_text(FAULTS)
+    return tmp_path
+
+
+def test_two_processes_write_the_same_bytes_and_another_seed_writes_others(job_directory: Path) -> None:
+    first, found = simulate(job_directory, seed=7, hash_seed=1)
+    second, _ = simulate(job_directory, seed=7, hash_seed=2)
+    other, _ = simulate(job_directory, seed=8, hash_seed=1)
+    assert first == second
+    assert first != other
+    assert found["finished"]
+    assert found["iterations"] == 12
+    assert len(found["killed"]) == 1  # type: ignore[arg-type]
+
+
+def test_events_are_in_order_of_virtual_time_and_name_no_path(job_directory: Path) -> None:
+    written, _ = simulate(job_directory, seed=7, hash_seed=3)
+    times = [json.loads(line)["time"] for line in written.splitlines()]
+    assert times == sorted(times)
+    assert b"/tmp" not in written
+    assert str(job_directory).encode() not in written

@@ -1,0 +1,84 @@
+"""Slow and stalled nodes: nobody healthy is buried, no queue grows, newcomers are whole."""
+
+import asyncio
+
+import torch
+from small_worlds import Played, fault, play, small_job
+
+from swarm.lab.sim_node import SimNode
+from swarm.lab.world import World
+from swarm.pipeline.stage import Stage
+from transport.sim_network import QueueLimits
+
+LIMITS = QueueLimits(messages=400, control_bytes=4 << 20, bulk_bytes=32 << 20)
+
+
+def buried(played: Played) -> list[str]:
+    return [event.line() for event in played.of("member", status="dead")]
+
+
+def stages(node: SimNode) -> dict[int, Stage]:
+    """What a node held when its world ended."""
+    trainer = node.training.trainer if node.training else None
+    return trainer.computing.stages if trainer else {}
+
+
+def test_a_node_that_stands_still_for_5_seconds_is_not_buried() -> None:
+    played = play(small_job(iterations=30), fault("pause", "node:3", at_s=3, for_s=5), until_s=300)
+    played.assert_well()
+    assert played.of("fault", what="pause")
+    assert buried(played) == []
+
+
+def test_a_node_that_stands_still_for_40_seconds_is_given_up_and_returns_to_the_living() -> None:
+    job, hold = small_job(iterations=24, every=12), fault("pause", "node:3", at_s=8, for_s=40)
+    played = play(job, hold, until_s=600, flops_per_s=2e8)
+    played.assert_well()
+    assert buried(played)
+    node = played.world.nodes[3].node
+    live = [process for process in played.world.nodes if process.node != node]
+    assert all(process.view.status(node) == "alive" for process in live)
+
+
+def test_queues_stay_within_their_limits_while_a_peer_takes_nothing() -> None:
+    kept: list[int] = []
+
+    async def measure(world: World) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            streams = [s for p in world.processes for link in p.links for s in link.streams.values()]
+            kept.append(max((stream.kept_bytes for stream in streams), default=0))
+
+    job, hold = small_job(iterations=16), fault("pause", "holder:2", at_s=6, for_s=30)
+    played = play(job, hold, until_s=600, queues=LIMITS, meddle=measure, flops_per_s=2e8)
+    played.assert_well()
+    assert 0 < max(kept) <= LIMITS.bulk_bytes
+
+
+def test_a_slow_computer_and_a_slow_link_slow_training_and_break_nothing() -> None:
+    job = small_job(iterations=10)
+    calm = play(job)
+    slow = play(job, fault("slow_compute", "node:1", at_s=1.5, factor=200), until_s=600)
+    slow.assert_well()
+    assert slow.outcome.seconds > calm.outcome.seconds
+    far = play(job, fault("slow_link", "node:1", at_s=1.5, factor=20), until_s=600)
+    far.assert_well()
+    assert far.outcome.seconds > calm.outcome.seconds
+
+
+def test_a_newcomer_gets_the_anchor_and_the_momentum_with_the_weights() -> None:
+    job = small_job(nodes=4, cells=1, stages=2, iterations=30)
+    late = fault("restart", "node:4", at_s=0.5, after_s=6)
+    played = play(job, late, nodes=5, until_s=300)
+    played.assert_well()
+    newcomer = played.world.nodes[4]
+    assert [event for event in played.of("placed", how="holder") if event.node == newcomer.node]
+    alike = 0
+    for index, mine in stages(newcomer).items():
+        for theirs in [held[index] for other in played.world.nodes[:4] if index in (held := stages(other))]:
+            assert torch.equal(mine.parameters, theirs.parameters)
+            assert torch.equal(mine.anchor, theirs.anchor)
+            assert torch.equal(mine.outer_momentum, theirs.outer_momentum)
+            assert mine.anchor_count == theirs.anchor_count > 0
+            alike += 1
+    assert alike

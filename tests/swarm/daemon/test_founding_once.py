@@ -1,0 +1,71 @@
+"""A job is founded once, whenever its coordinator is killed."""
+
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from swarm.daemon.coordinator import found_once
+from swarm.daemon.gossip_half import GossipHalf
+from swarm.gossip.view import Member, MemberRecord, View
+from swarm.job import Job
+from transport.identity import Identity
+from transport.machine import NodeId
+from transport.virtual_time import run_virtual
+from transport.wire import Signed
+
+JOB = Job.model_validate({"pipeline": {"nodes": 1}})
+COORDINATOR = Identity.create(random.Random(1))
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class Half:
+    """A gossip half with one worker in its view. dies: killed as it is told to publish."""
+
+    def __init__(self, *, dies: bool = False) -> None:
+        node = Identity.create(random.Random(2)).node
+        record = MemberRecord.model_construct(node=node, incarnation=1, seq=1)
+        self.view = View({NodeId(node): Member(record, "alive")})
+        self.dies = dies
+        self.published: list[tuple[int, Signed]] = []
+
+    def publish(self, topic: str, version: int, notice: Signed) -> None:
+        if self.dies:
+            raise Killed
+        assert topic == "genesis"
+        self.published.append((version, notice))
+
+
+def start(directory: Path, *, dies: bool = False, resumed: int = 0, wall: float = 100.0) -> Any:
+    half = Half(dies=dies)
+    run_virtual(
+        found_once(
+            cast("GossipHalf", half),
+            JOB,
+            COORDINATOR,
+            directory,
+            corpus="ab",
+            resumed=resumed,
+            wall=lambda: wall,
+        )
+    )
+    return half.published
+
+
+def test_a_coordinator_killed_as_it_publishes_publishes_the_same_at_its_next_start(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        start(tmp_path, dies=True)
+    (first,) = start(tmp_path, wall=200.0)
+    assert first[0] == 100
+    assert start(tmp_path, wall=300.0) == [first]
+
+
+def test_a_resume_founds_anew_under_a_later_version_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    (first,) = start(tmp_path)
+    (again,) = start(tmp_path, resumed=40, wall=50.0)
+    assert again[0] == first[0] + 1
+    assert start(tmp_path, wall=60.0) == [again]

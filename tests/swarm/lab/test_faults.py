@@ -1,0 +1,198 @@
+"""The fault script: one clear sentence for a mistake, and each fault begun and undone once."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from swarm.lab.faults import (
+    Crash,
+    Cut,
+    FaultError,
+    FaultSchedule,
+    Partition,
+    Standing,
+    load_faults,
+    parse_faults,
+    select,
+)
+
+SCRIPT = """
+[[fault]]
+at_s = 60
+kind = "crash"
+node = "holders:2"
+
+[[fault]]
+at_iteration = 20
+kind = "restart"
+node = "random"
+after_s = 10
+
+[[fault]]
+at_s = 5.5
+kind = "pause"
+node = "node:3"
+for_s = 2
+
+[[fault]]
+at_s = 70
+kind = "cut"
+between = [["node:0"], ["node:1", "coordinator"]]
+
+[[fault]]
+at_s = 80
+kind = "partition"
+groups = [["node:0"], ["node:1"], ["node:2", "holder:1"]]
+for_s = 30
+
+[[fault]]
+at_s = 90
+kind = "slow_link"
+node = "node:1"
+factor = 8
+for_s = 5
+
+[[fault]]
+at_s = 90
+kind = "slow_compute"
+node = "node:1"
+factor = 3.5
+
+[[fault]]
+at_s = 95
+kind = "corrupt"
+node = "coordinator"
+messages = 4
+"""
+STANDING = Standing(
+    nodes=("a", "b", "c", "d"),
+    live=("a", "b", "d"),
+    coordinator="boss",
+    holders={0: ("a",), 2: ("b", "d")},
+)
+
+
+def _entry(text: str) -> str:
+    return f"[[fault]]\n{text}\n"
+
+
+def test_every_kind_of_fault_parses() -> None:
+    faults = parse_faults(SCRIPT)
+    assert [fault.kind for fault in faults] == [
+        "crash",
+        "restart",
+        "pause",
+        "cut",
+        "partition",
+        "slow_link",
+        "slow_compute",
+        "corrupt",
+    ]
+    assert isinstance(faults[0], Crash)
+    assert faults[0].node == "holders:2"
+    assert isinstance(faults[3], Cut)
+    assert faults[3].between == (("node:0",), ("node:1", "coordinator"))
+    assert isinstance(faults[4], Partition)
+    assert len(faults[4].groups) == 3
+    assert [fault.lasts_s for fault in faults] == [None, 10, 2, None, 30, 5, None, None]
+
+
+def test_an_empty_script_has_no_faults() -> None:
+    assert parse_faults("") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[fault]", "not valid TOML"),
+        ("[[fualt]]", "fualt"),
+        (_entry('at_s = 1\nkind = "explode"\nnode = "node:1"'), "explode"),
+        (_entry('at_s = 1\nkind = "crash"'), "node: Field required"),
+        (_entry('at_s = 1\nkind = "crash"\nnode = "nod:1"'), "'nod:1' is not node:N"),
+        (_entry('kind = "crash"\nnode = "node:1"'), "exactly one of at_s and at_iteration"),
+        (_entry('at_s = 1\nat_iteration = 2\nkind = "crash"\nnode = "node:1"'), "exactly one of"),
+        (_entry('at_s = 1\nkind = "crash"\nnode = "node:1"\nfor_s = 3'), "for_s"),
+        (_entry('at_s = nan\nkind = "crash"\nnode = "node:1"'), "finite"),
+        (_entry('at_s = 1\nkind = "slow_link"\nnode = "node:1"\nfactor = 0.5'), "greater than 1"),
+        (_entry('at_s = 1\nkind = "partition"\ngroups = [["node:1"]]'), "at least 2"),
+        (_entry('at_s = 1\nkind = "cut"\nbetween = [["node:1"], []]'), "at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence(text: str, says: str) -> None:
+    with pytest.raises(FaultError, match=r"^my\.toml") as caught:
+        parse_faults(text, "my.toml")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FaultError, match=r"cannot read .*missing\.toml: No such file"):
+        load_faults(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    ("selector", "chosen"),
+    [
+        ("node:2", ("c",)),
+        ("node:9", ()),
+        ("coordinator", ("boss",)),
+        ("holders:2", ("b", "d")),
+        ("holders:1", ()),
+        ("holder:0", ("a",)),
+        ("holder:1", ()),
+    ],
+)
+def test_a_selector_means(selector: str, chosen: tuple[str, ...]) -> None:
+    assert select(selector, STANDING, Random(0)) == chosen
+
+
+def test_random_selectors_choose_one_by_the_seed() -> None:
+    for selector, among in (("random", "abd"), ("holder:2", "bd")):
+        chosen = [select(selector, STANDING, Random(seed)) for seed in range(50)]
+        assert chosen == [select(selector, STANDING, Random(seed)) for seed in range(50)]
+        assert {node for (node,) in chosen} == set(among)
+
+
+def _run(schedule: FaultSchedule, steps: list[tuple[float, int]]) -> list[tuple[float, str, bool]]:
+    return [
+        (now_s, firing.fault.kind, firing.undo)
+        for now_s, iteration in steps
+        for firing in schedule.due(now_s, iteration)
+    ]
+
+
+def test_each_fault_is_begun_and_undone_once() -> None:
+    schedule = FaultSchedule(parse_faults(SCRIPT))
+    steps = [(float(second), second // 2) for second in range(0, 200)]
+    assert _run(schedule, steps) == [
+        (6.0, "pause", False),
+        (8.0, "pause", True),
+        (40.0, "restart", False),
+        (50.0, "restart", True),
+        (60.0, "crash", False),
+        (70.0, "cut", False),
+        (80.0, "partition", False),
+        (90.0, "slow_link", False),
+        (90.0, "slow_compute", False),
+        (95.0, "slow_link", True),
+        (95.0, "corrupt", False),
+        (110.0, "partition", True),
+    ]
+    assert schedule.next_s() is None
+
+
+def test_a_world_that_wakes_when_told_misses_nothing() -> None:
+    schedule = FaultSchedule(parse_faults(SCRIPT))
+    times = []
+    while (when := schedule.next_s()) is not None:
+        times.append(when)
+        assert schedule.due(when, 0)
+    assert times == [5.5, 7.5, 60, 70, 80, 90, 95, 110]
+
+
+def test_a_late_call_begins_faults_in_order_and_keeps_their_length() -> None:
+    schedule = FaultSchedule(parse_faults(SCRIPT))
+    begun = schedule.due(1000.0, 0)
+    assert [firing.fault.at_s for firing in begun] == [5.5, 60, 70, 80, 90, 90, 95]
+    assert schedule.next_s() == 1002.0

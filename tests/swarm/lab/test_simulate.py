@@ -1,0 +1,59 @@
+"""What `farflung simulate` says of a run, and of a person's mistakes."""
+
+from pathlib import Path
+
+import pytest
+
+from swarm.daemon.options import UserError
+from swarm.events import Event
+from swarm.job import Job, JobError, dump_job
+from swarm.lab.faults import FaultError
+from swarm.lab.simulate import SimulateOptions, render, run_simulate, summary, write_run
+from swarm.lab.world import Outcome
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(dump_job(Job.model_validate({"pipeline": {"nodes": 3, "stages": 2}})))
+    return path
+
+
+@pytest.mark.parametrize("who", ["node:3", "holder:2", "holders:9"])
+def test_a_script_that_names_who_cannot_exist_is_a_mistake(tmp_path: Path, job: Path, who: str) -> None:
+    faults = tmp_path / "faults.toml"
+    faults.write_text(f'[[fault]]\nat_s = 1\nkind = "crash"\nnode = "{who}"\n')
+    with pytest.raises(UserError, match=who):
+        run_simulate(SimulateOptions(job=job, faults=faults, out=tmp_path / "out"))
+
+
+def test_fewer_nodes_than_the_job_waits_for_would_never_begin(tmp_path: Path, job: Path) -> None:
+    with pytest.raises(UserError, match="waits for 3"):
+        run_simulate(SimulateOptions(job=job, nodes=2, out=tmp_path / "out"))
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path, job: Path) -> None:
+    with pytest.raises(JobError, match="nowhere"):
+        run_simulate(SimulateOptions(job=tmp_path / "nowhere.toml"))
+    with pytest.raises(FaultError, match="nofaults"):
+        run_simulate(SimulateOptions(job=job, faults=tmp_path / "nofaults.toml"))
+
+
+def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
+    def commit(cell: str, iteration: int, loss: float) -> Event:
+        return Event("committed", float(iteration), "n", {"cell": cell, "iteration": iteration, "loss": loss})
+
+    events = (
+        commit("c0", 1, 5.0),
+        commit("c1", 1, 6.0),
+        Event("fault", 1.5, "dead", {"what": "crash"}),
+        Event("recovered", 2.0, "n", {"stage": 1, "how": "other_cell", "seconds": 3.0}),
+        commit("c1", 2, 4.0),
+    )
+    found = summary(Outcome(events=events, seconds=9.0, finished=True, broken=("two records",)), 1.0)
+    assert (found["iterations"], found["loss_first"], found["loss_last"]) == (2, 6.0, 4.0)
+    assert found["killed"] == ["dead"]
+    assert found["recoveries"] == [{"stage": 1, "how": "other_cell", "seconds": 3.0}]
+    path = write_run(events, tmp_path)
+    assert len(path.read_text().splitlines()) == 5
+    assert "BROKEN: two records" in render(found | {"events": str(path)})

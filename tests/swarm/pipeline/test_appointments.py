@@ -1,0 +1,151 @@
+"""Suspicion keeps, death gives away, and every loss is told once."""
+
+import pytest
+
+from swarm.gossip.view import Facts, Member, MemberRecord, Status, View
+from swarm.messages import CellRecord, Ready, Roster
+from swarm.pipeline.appointments import REFUSED_S, Appointments
+from swarm.planning.placement import Placement
+from transport.machine import NodeId
+from transport.wire import Signed
+
+A, B, C, D = (NodeId(letter * 64) for letter in "abcd")
+SIGNED = Signed(signer=A, payload=b"", signature=bytes(64))
+ROSTER: Roster = ((A,), (B,))
+
+
+def view(**statuses: Status) -> View:
+    seen = View()
+    for letter, status in {"a": "alive", "b": "alive", "c": "alive", "d": "alive", **statuses}.items():
+        record = MemberRecord(
+            job="",
+            node=letter * 64,
+            incarnation=0,
+            seq=0,
+            gossip="",
+            work="",
+            curve_key="",
+            certificate=b"",
+        )
+        seen = seen.with_member(Member(record, status))  # type: ignore[arg-type]
+    return seen
+
+
+def record(slot: int, roster: Roster) -> CellRecord:
+    return CellRecord(
+        cell="c0",
+        slot=slot,
+        term=1,
+        act="step",
+        iteration=slot,
+        round=0,
+        previous="",
+        roster=roster,
+        leader=A,
+    )
+
+
+def restore(stage: int, taker: NodeId = C, *, same_state: bool = False) -> Placement:
+    how = "holder" if same_state else "checkfree"
+    return Placement(taker=taker, stage=stage, how=how, donors=(A,), same_state=same_state, reason="because")
+
+
+def made(*placements: Placement) -> Appointments:
+    appointments = Appointments(
+        A, lambda seen, last, busy, leaving: tuple(p for p in placements if p.taker not in busy)
+    )
+    appointments.observe(view(), record(1, ROSTER), 0.0)
+    return appointments
+
+
+def ready(ok: bool = True, slot: int = 1) -> Ready:
+    return Ready(cell="c0", slot=slot, term=1, stage=1, ok=ok, reason="" if ok else "no memory")
+
+
+def test_a_stage_whose_holder_is_only_suspected_is_skipped_and_kept() -> None:
+    """Given away on a suspicion, its state would be lost to a machine that was merely busy."""
+    appointments = made()
+    appointments.observe(view(b="suspect"), record(1, ROSTER), 1.0)
+    roster = appointments.next_roster(ROSTER)
+    assert roster == ROSTER
+    assert appointments.fit_rows(roster) == ((A,), ())
+    appointments.observe(view(b="dead"), record(1, ROSTER), 2.0)
+    assert appointments.next_roster(ROSTER) == ((A,), ())
+
+
+def test_a_suspected_holder_is_left_out_where_another_goes_on() -> None:
+    appointments = made()
+    appointments.observe(view(b="suspect"), record(1, ((A,), (B, C))), 1.0)
+    assert appointments.next_roster(((A,), (B, C))) == ((A,), (C,))
+
+
+def test_a_recovery_is_told_once_with_the_time_since_the_loss() -> None:
+    appointments = made(restore(1))
+    appointments.observe(view(b="dead"), record(1, ROSTER), 10.0)
+    lost = record(1, ((A,), ()))
+    assert len(appointments.order(lost, SIGNED, 1, lost.roster, 11.0)) == 1
+    assert appointments.answered(C, ready(), lost, 13.5) == []
+    back = record(2, ((A,), (C,)))
+    (told,) = appointments.recoveries(back, 14.0)
+    assert told.kind == "recovered"  # type: ignore[attr-defined]
+    fields = told.fields  # type: ignore[attr-defined]
+    assert (fields["stage"], fields["how"], fields["seconds"]) == (1, "checkfree", 3.5)
+    appointments.decided(back, 14.0)
+    assert appointments.recoveries(record(3, back.roster), 15.0) == []
+
+
+def test_a_holder_that_came_back_before_anything_was_decided_is_no_recovery() -> None:
+    appointments = made()
+    appointments.observe(view(b="dead"), record(1, ROSTER), 1.0)
+    appointments.observe(view(), record(1, ROSTER), 2.0)
+    assert appointments.recoveries(record(2, ROSTER), 3.0) == []
+
+
+def test_who_refused_is_not_asked_again_at_once() -> None:
+    appointments = made(restore(1))
+    lost = record(1, ((A,), ()))
+    assert len(appointments.order(lost, SIGNED, 1, lost.roster, 0.0)) == 1
+    appointments.answered(C, ready(ok=False), lost, 1.0)
+    assert appointments.order(lost, SIGNED, 1, lost.roster, 2.0) == []
+    assert len(appointments.order(lost, SIGNED, 1, lost.roster, 1.0 + REFUSED_S)) == 1
+
+
+def test_a_newcomer_survives_an_iteration_that_was_abandoned() -> None:
+    """Cleared at the plan, it held a stage that nobody named when the plan came to nothing."""
+    appointments = made(restore(1, same_state=True))
+    last = record(1, ROSTER)
+    appointments.order(last, SIGNED, 1, ROSTER, 0.0)
+    appointments.answered(C, ready(), last, 1.0)
+    assert appointments.next_roster(ROSTER) == ((A,), (B, C))
+    assert appointments.next_roster(ROSTER) == ((A,), (B, C))
+
+
+def test_a_state_of_another_slot_is_not_taken_for_the_same() -> None:
+    appointments = made(restore(1, same_state=True))
+    last = record(1, ROSTER)
+    appointments.order(last, SIGNED, 1, ROSTER, 0.0)
+    assert appointments.answered(C, ready(slot=0), last, 1.0) == []
+    assert appointments.next_roster(ROSTER) == ROSTER
+
+
+@pytest.mark.parametrize("stages", [(), (1,)])
+def test_an_absent_holder_is_out_until_it_is_placed_anew(stages: tuple[int, ...]) -> None:
+    appointments = made()
+    appointments.absent(B, stages, record(1, ROSTER), 1.0)
+    assert appointments.next_roster(ROSTER) == ((A,), ())
+    without = record(2, ((A,), ()))
+    appointments.decided(without, 2.0)
+    appointments.decided(record(3, ROSTER), 3.0)
+    assert appointments.next_roster(ROSTER) == ROSTER
+
+
+def test_an_order_to_a_node_that_says_it_is_in_another_cell_is_void() -> None:
+    """Its refusal may have been lost, and the cell would pause for it until the limit."""
+    appointments = made(restore(1, same_state=True))
+    appointments.order(record(1, ROSTER), SIGNED, 1, ROSTER, 0.0)
+    assert appointments.waits_until() is not None
+    seen = view()
+    taken = seen.members[C].record
+    there = taken.model_copy(update={"facts": Facts(cell="c1", stages=(1,))})
+    appointments.observe(seen.with_member(Member(there, "alive")), record(1, ROSTER), 1.0)
+    assert appointments.waits_until() is None

@@ -1,0 +1,205 @@
+"""A microbatch is counted once or told lost, whatever arrives late, twice or broken."""
+
+import math
+
+import pytest
+
+from swarm.messages import Backward, CellRecord, Forward, Lost, Plan, PlannedMicrobatch, Report
+from swarm.pipeline.feeding import ATTEMPTS_MAX, Feeding
+from swarm.pipeline.hops import Hops
+from swarm.pipeline.work import Ship, Work
+from transport.machine import Effect, NodeId, Send
+
+DATA, HOP, SPARE = NodeId("a" * 64), NodeId("b" * 64), NodeId("c" * 64)
+PATH = ((DATA, 0), (HOP, 1))
+ABOUT = {"cell": "c0", "slot": 1, "term": 1}
+
+
+def plan(slot: int = 1, count: int = 1) -> Plan:
+    return Plan(
+        cell="c0",
+        slot=slot,
+        term=1,
+        iteration=slot,
+        base="",
+        roster=((DATA,), (HOP, SPARE)),
+        microbatches=tuple(PlannedMicrobatch(index=i, path=PATH) for i in range(count)),
+    )
+
+
+def forward(position: int = 1, attempt: int = 0) -> Forward:
+    return Forward(**ABOUT, microbatch=0, attempt=attempt, path=PATH, position=position)
+
+
+def backward(position: int = 1, slot: int = 1) -> Backward:
+    about = ABOUT | {"slot": slot}
+    return Backward(**about, microbatch=0, attempt=0, path=PATH, position=position, target_tokens=4)
+
+
+def only(effects: list[Effect] | tuple[Effect, ...], kind: type) -> list[Effect]:
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def sent(effects: list[Effect] | tuple[Effect, ...], kind: type) -> list[object]:
+    return [e.message.body for e in effects if isinstance(e, Send) and isinstance(e.message.body, kind)]
+
+
+def hops() -> Hops:
+    machine = Hops(HOP, held_max=4)
+    machine.begin(plan())
+    return machine
+
+
+def test_a_late_backward_is_dropped_and_counted() -> None:
+    machine = hops()
+    (work,) = machine.arrived(DATA, forward(), "x")
+    machine.computed(work, "y", 0.0)
+    machine.close()
+    assert machine.arrived(DATA, backward(), "g") == []
+    assert machine.dropped == {"late backward": 1}
+
+
+def test_a_backward_is_never_done_twice() -> None:
+    machine = hops()
+    (work,) = machine.arrived(DATA, forward(), "x")
+    machine.computed(work, "y", 0.0)
+    (again,) = machine.arrived(DATA, backward(), "g")
+    machine.computed(again, "h", 0.0)
+    assert machine.arrived(DATA, backward(), "g") == []
+    assert machine.dropped == {"backward of nothing": 1}
+
+
+def test_a_forward_that_cannot_be_computed_is_told_lost_at_once() -> None:
+    machine = hops()
+    (work,) = machine.arrived(DATA, forward(), "garbage")
+    (lost,) = sent(machine.computed(work, None, 0.0), Lost)
+    assert isinstance(lost, Lost)
+    assert lost.attempt == 0
+
+
+def test_a_lost_forward_starts_again_on_another_holder() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
+    feeding.computed(embed, "x", 0.0)
+    lost = Lost(**ABOUT, microbatch=0, attempt=0, reason="could not")
+    (again,) = only(feeding.handle(HOP, lost, 1.0), Work)
+    assert again.key.attempt == 1
+    (ship,) = only(feeding.computed(again, "x", 1.0), Ship)
+    assert ship.peer == SPARE
+
+
+def test_a_microbatch_that_always_fails_is_reported_lost() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    effects = list(feeding.begin(plan(), DATA, 0.0))
+    for _ in range(ATTEMPTS_MAX):
+        (embed,) = only(effects, Work)
+        effects = list(feeding.computed(embed, None, 0.0))
+    (report,) = sent(effects, Report)
+    assert isinstance(report, Report)
+    assert (report.lost, report.done, report.tokens) == (1, 0, 0)
+
+
+def test_a_head_that_fails_has_counted_nothing_and_may_start_again() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
+    feeding.computed(embed, "x", 0.0)
+    (head,) = only(feeding.arrived(HOP, forward(position=2), "garbage"), Work)
+    effects = feeding.computed(head, None, 1.0)
+    (again,) = only(effects, Work)
+    assert again.key.attempt == 1
+    assert not sent(effects, Report)
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_is_a_lost_microbatch(loss: float) -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    effects = list(feeding.begin(plan(), DATA, 0.0))
+    for attempt in range(ATTEMPTS_MAX):
+        (embed,) = only(effects, Work)
+        feeding.computed(embed, "x", 0.0)
+        there = feeding._flights[0].path
+        home = forward(position=2, attempt=attempt).model_copy(update={"path": there})
+        (head,) = only(feeding.arrived(NodeId(there[-1][0]), home, "y"), Work)
+        effects = list(feeding.computed(head, (loss, 4, "g"), 1.0))
+    (report,) = sent(effects, Report)
+    assert isinstance(report, Report)
+    assert (report.lost, report.tokens, report.loss_sum) == (1, 0, 0.0)
+
+
+def test_a_microbatch_whose_backward_is_lost_is_partial_and_counted_once() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
+    feeding.computed(embed, "x", 0.0)
+    (head,) = only(feeding.arrived(HOP, forward(position=2), "y"), Work)
+    feeding.computed(head, (8.0, 4, "g"), 1.0)
+    (report,) = sent(feeding.tick(1e6), Report)
+    assert isinstance(report, Report)
+    assert (report.partial, report.tokens, report.loss_sum) == (1, 4, 8.0)
+    assert feeding.arrived(HOP, backward(position=0), "g") == []
+
+
+THIEF = NodeId("f" * 64)
+
+
+def test_a_hop_takes_microbatches_only_from_its_neighbours_on_a_path_of_the_plan() -> None:
+    machine = hops()
+    for peer in (THIEF, SPARE):
+        assert machine.arrived(peer, forward(), "x") == []
+    strange = forward().model_copy(update={"path": ((THIEF, 0), (HOP, 1))})
+    assert machine.arrived(THIEF, strange, "x") == []
+    assert sum(machine.dropped.values()) == 3
+    (work,) = machine.arrived(DATA, forward(), "x")
+    machine.computed(work, "y", 0.0)
+    assert machine.arrived(THIEF, backward(), "g") == []
+    assert len(machine.arrived(DATA, backward(), "g")) == 1
+    assert machine.arrived(DATA, backward(), "g") == []
+    assert machine.dropped["backward twice"] == 1
+
+
+def test_only_what_is_of_a_slot_soon_to_come_waits_for_it() -> None:
+    """Far slots would fill the room of the next one, for good."""
+    machine = hops()
+    last = CellRecord(
+        cell="c0",
+        slot=1,
+        term=1,
+        act="step",
+        iteration=1,
+        round=0,
+        previous="",
+        roster=((DATA,),),
+        leader=DATA,
+    )
+    for index in range(300):
+        far = forward().model_copy(update={"slot": 1000 + index})
+        assert machine.arrived(DATA, far, "x", last) == []
+    soon = forward().model_copy(update={"slot": 2})
+    assert machine.arrived(THIEF, soon, "x", last) == []
+    assert machine.arrived(DATA, soon, "x", last) == []
+    assert len(only(machine.begin(plan(slot=2)), Work)) == 1
+
+
+def test_a_data_node_believes_the_hops_of_its_paths_only() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
+    feeding.computed(embed, "x", 0.0)
+    lost = Lost(**ABOUT, microbatch=0, attempt=0, reason="could not")
+    assert feeding.handle(THIEF, lost, 1.0) == []
+    assert feeding.arrived(THIEF, forward(position=2), "y") == []
+    (head,) = only(feeding.arrived(HOP, forward(position=2), "y"), Work)
+    feeding.computed(head, (8.0, 4, "g"), 1.0)
+    assert feeding.handle(HOP, lost, 1.0) == []
+    assert feeding.arrived(THIEF, backward(position=0), "g") == []
+    assert len(feeding.arrived(HOP, backward(position=0), "g")) == 1
+
+
+def test_an_embedding_gradient_that_comes_twice_is_reported_once() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
+    feeding.computed(embed, "x", 0.0)
+    (head,) = only(feeding.arrived(HOP, forward(position=2), "y"), Work)
+    feeding.computed(head, (8.0, 4, "g"), 1.0)
+    (back,) = only(feeding.arrived(HOP, backward(position=0), "g"), Work)
+    assert feeding.arrived(HOP, backward(position=0), "g") == []
+    assert len(sent(feeding.computed(back, "done", 2.0), Report)) == 1
+    assert feeding.computed(back, None, 3.0) == []

@@ -1,0 +1,186 @@
+"""Delegates agree on who was in a round, and never call unaveraged averaged."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from swarm.gossip.view import Facts, Member, MemberRecord, View
+from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
+from swarm.pipeline.outer_round import LAST_WORD_S, Average, OuterRound, Settle, ShipAnchor
+from swarm.pipeline.work import ShipFlat
+from transport.machine import Effect, NodeId
+
+NODES = {"c0": NodeId("a" * 64), "c1": NodeId("b" * 64), "c2": NodeId("c" * 64)}
+
+
+def member(
+    cell: str,
+    *,
+    state: str = "training",
+    status: str = "alive",
+    iteration: int = 0,
+    stages: tuple[int, ...] = (0,),
+) -> Member:
+    record = MemberRecord(
+        job="",
+        node=NODES[cell],
+        incarnation=0,
+        seq=0,
+        gossip="",
+        work="",
+        curve_key="",
+        certificate=b"",
+        facts=Facts(cell=cell, stages=stages, state=state, iteration=iteration),  # type: ignore[arg-type]
+    )
+    return Member(record, status)  # type: ignore[arg-type]
+
+
+def view(*members: Member) -> View:
+    seen = View()
+    for each in members:
+        seen = seen.with_member(each)
+    return seen
+
+
+def started(me: str, anchor: int, *cells: str) -> tuple[OuterRound, list[Effect]]:
+    """The owner of anchor 0 is c0, of anchor 1 c1."""
+    outer = OuterRound(NODES[me])
+    outer.observe(view(*(member(cell) for cell in cells)), 0.0)
+    return outer, list(begin(outer, me, anchor))
+
+
+def begin(outer: OuterRound, me: str, anchor: int = 0, iteration: int = 0) -> Sequence[Effect]:
+    return outer.start(
+        0, cell=me, iteration=iteration, anchor=anchor, digest="aa", delta="mine", wait_s=10.0, now=0.0
+    )
+
+
+def delta(cell: str, anchor: int = 0, iteration: int = 0) -> OuterDelta:
+    return OuterDelta(cell=cell, stage=0, iteration=iteration, anchor=anchor, anchor_digest="aa")
+
+
+def mean_of(*cells: str, iteration: int = 0) -> OuterMean:
+    iterations = (iteration,) * len(cells)
+    return OuterMean(stage=0, anchor=0, anchor_digest="aa", members=cells, iterations=iterations)
+
+
+def settled(effects: list[Effect]) -> Settle:
+    (settle,) = [effect for effect in effects if isinstance(effect, Settle)]
+    return settle
+
+
+@pytest.mark.parametrize(
+    "after", [member("c0", state="finished"), member("c0", status="dead")], ids=["finished", "dead"]
+)
+def test_a_mean_on_its_way_counts_after_its_owner_is_done(after: Member) -> None:
+    outer, effects = started("c1", 0, "c0", "c1")
+    assert [type(effect) for effect in effects] == [ShipFlat]
+    assert outer.observe(view(after, member("c1")), 1.0) == []
+    assert outer.tick(1.0 + LAST_WORD_S / 2) == []
+    settle = settled(list(outer.mean(NODES["c0"], mean_of("c0", "c1"), "the mean")))
+    assert settle.members == ("c0", "c1")
+
+
+def test_the_word_of_a_dead_owner_is_not_awaited_for_long() -> None:
+    outer, _ = started("c1", 0, "c0", "c1")
+    outer.observe(view(member("c0", status="dead"), member("c1")), 1.0)
+    assert outer.deadline() == 1.0 + LAST_WORD_S
+    settle = settled(list(outer.tick(1.0 + LAST_WORD_S)))
+    assert settle.members == ()
+    assert settle.mean is None
+
+
+def test_only_the_owner_leaves_a_cell_out() -> None:
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    assert outer.delta(NODES["c1"], delta("c1"), "theirs") == []
+    (average,) = outer.observe(view(member("c0"), member("c1"), member("c2", status="dead")), 2.0)
+    assert isinstance(average, Average)
+    assert average.members == ("c0", "c1")
+
+
+def test_an_unreadable_part_is_not_a_member() -> None:
+    outer, _ = started("c0", 0, "c0", "c1")
+    (average,) = outer.delta(NODES["c1"], delta("c1"), "theirs")
+    assert isinstance(average, Average)
+    read = Average(0, ("c0",), ("mine",))
+    settle = settled(list(outer.averaged(read, "mine", 3.0)))
+    assert settle.members == ()
+    assert "not averaged" in settle.reason
+
+
+def test_an_owner_with_an_older_anchor_ends_the_round_with_ours() -> None:
+    """Its cell missed a round: nobody can average with it, and waiting would be in vain."""
+    outer, _ = started("c0", 1, "c0", "c1")
+    ship, settle = outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs")
+    assert isinstance(ship, ShipAnchor)
+    assert isinstance(settle, Settle)
+    assert settle.mean is None
+
+
+def parts_of(effects: Sequence[Effect]) -> tuple[object, ...]:
+    (average,) = effects
+    assert isinstance(average, Average)
+    return average.parts
+
+
+def test_what_came_after_the_deadline_is_not_fresh_in_the_next_round() -> None:
+    outer, _ = started("c0", 0, "c0", "c1")
+    settled(list(outer.tick(10.0)))
+    outer.delta(NODES["c1"], delta("c1", iteration=0), "late")
+    outer.observe(view(member("c0", iteration=5), member("c1", iteration=1)), 11.0)
+    assert begin(outer, "c0", iteration=5) == []
+    assert outer.delta(NODES["c1"], delta("c1", iteration=0), "later still") == []
+    assert parts_of(outer.delta(NODES["c1"], delta("c1", iteration=5), "fresh")) == ("mine", "fresh")
+
+
+def test_of_what_came_early_the_newest_of_each_sender_counts() -> None:
+    outer = OuterRound(NODES["c0"])
+    outer.observe(view(member("c0"), member("c1")), 0.0)
+    for iteration, payload in ((5, "newer"), (0, "older")):
+        outer.delta(NODES["c1"], delta("c1", iteration=iteration), payload)
+    assert parts_of(begin(outer, "c0", iteration=5)) == ("mine", "newer")
+
+
+@pytest.mark.parametrize(
+    ("facts", "cell"),
+    [(member("c1", stages=(1,)), "c1"), (member("c1"), "c2"), (member("c1"), "c0")],
+    ids=["does not hold the stage", "is in another cell", "is in ours"],
+)
+def test_nobody_speaks_for_a_cell_whose_stage_it_does_not_hold(facts: Member, cell: str) -> None:
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    outer.observe(view(member("c0"), facts, member("c2")), 1.0)
+    outer.delta(NODES["c1"], delta(cell), "forged")
+    after = [*outer.delta(NODES["c2"], delta("c2"), "third"), *outer.tick(10.0)]
+    assert parts_of(after) == ("mine", "third")
+
+
+def test_a_sender_that_the_view_does_not_place_yet_is_heard_once_it_does() -> None:
+    outer, _ = started("c0", 0, "c0", "c2")
+    outer.observe(view(member("c0"), member("c1", stages=()), member("c2")), 1.0)
+    assert outer.delta(NODES["c1"], delta("c1"), "theirs") == []
+    assert outer.observe(view(member("c0"), member("c1"), member("c2")), 2.0) == []
+    assert parts_of(outer.delta(NODES["c2"], delta("c2"), "third")) == ("mine", "theirs", "third")
+
+
+def test_a_mean_of_what_this_cell_sent_before_is_not_its_own() -> None:
+    outer = OuterRound(NODES["c1"])
+    outer.observe(view(member("c0"), member("c1")), 0.0)
+    begin(outer, "c1", iteration=5)
+    assert outer.mean(NODES["c0"], mean_of("c0", "c1", iteration=0), "old") == []
+    assert settled(list(outer.mean(NODES["c0"], mean_of("c0", "c1", iteration=5), "new"))).mean == "new"
+
+
+def test_an_anchor_is_taken_only_from_who_was_told_of_ours() -> None:
+    outer, _ = started("c1", 0, "c0", "c1", "c2")
+    anchor = OuterAnchor(cell="c2", stage=0, anchor=7)
+    assert outer.anchor(NODES["c2"], anchor, "forged") == []
+    settle = settled(list(outer.anchor(NODES["c0"], anchor.model_copy(update={"cell": "c0"}), "theirs")))
+    assert settle.adopted == "theirs"
+
+
+def test_an_owner_takes_the_anchor_of_who_came_with_a_newer_one() -> None:
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    assert [type(effect) for effect in outer.delta(NODES["c1"], delta("c1", anchor=1), "x")] == [ShipFlat]
+    anchor = OuterAnchor(cell="c1", stage=0, anchor=1)
+    assert outer.anchor(NODES["c2"], anchor, "forged") == []
+    assert settled(list(outer.anchor(NODES["c1"], anchor, "theirs"))).adopted == "theirs"

@@ -1,0 +1,105 @@
+"""What a leader orders: the lost first, then what leavers hold, then one newcomer."""
+
+import pytest
+
+from swarm.gossip.view import Facts, Member, MemberRecord, View
+from swarm.job import Job
+from swarm.messages import CellRecord, Roster
+from swarm.planning.orders import Orders
+from transport.machine import NodeId
+
+A, B, C, D, E = (NodeId(letter * 64) for letter in "abcde")
+
+
+def member(node: NodeId, cell: str = "c0", stages: tuple[int, ...] = (), iteration: int = 5) -> Member:
+    record = MemberRecord(
+        job="",
+        node=node,
+        incarnation=0,
+        seq=0,
+        gossip="",
+        work="",
+        curve_key="",
+        certificate=b"",
+        facts=Facts(cell=cell, stages=stages, iteration=iteration),
+    )
+    return Member(record, "alive")
+
+
+def view(*members: Member) -> View:
+    seen = View()
+    for each in members:
+        seen = seen.with_member(each)
+    return seen
+
+
+def record(roster: Roster) -> CellRecord:
+    return CellRecord(
+        cell="c0",
+        slot=7,
+        term=1,
+        act="step",
+        iteration=5,
+        round=0,
+        previous="",
+        roster=roster,
+        leader=A,
+    )
+
+
+def orders(stages: int = 3) -> Orders:
+    job = Job.model_validate({"pipeline": {"stages": stages}})
+    return Orders(job, (1,) * stages)
+
+
+def test_what_only_a_leaver_holds_goes_to_a_standby_exactly_as_it_is() -> None:
+    seen = view(member(A, stages=(0,)), member(B, stages=(1,)), member(C, stages=(2,)), member(D, ""))
+    (order,) = orders()(seen, record(((A,), (B,), (C,))), frozenset(), frozenset({B}))
+    assert (order.taker, order.stage, order.how) == (D, 1, "holder")
+    assert order.donors == (B,)
+    assert order.same_state
+    assert order.replaces == B
+
+
+def test_a_leavers_stage_with_another_holder_needs_no_order() -> None:
+    seen = view(*(member(node, stages=(0,)) for node in (A, B, C)))
+    assert orders()(seen, record(((A,), (B, D), (C,))), frozenset(), frozenset({B})) == ()
+
+
+def test_a_leaver_is_never_a_taker() -> None:
+    seen = view(member(A, stages=(0,)), member(B, stages=(1,)), member(C, stages=(2,)))
+    found = orders()(seen, record(((A,), (), (C,))), frozenset(), frozenset({A}))
+    assert {order.taker for order in found} == {C}
+
+
+def test_every_lost_stage_gets_its_own_taker() -> None:
+    seen = view(
+        member(A, stages=(0,)), member(D, ""), member(E, ""), member(B, "c1", (1,)), member(C, "c1", (2,))
+    )
+    found = orders()(seen, record(((A,), (), ())), frozenset())
+    assert [(order.stage, order.how) for order in found] == [(1, "other_cell"), (2, "other_cell")]
+    assert len({order.taker for order in found}) == 2
+
+
+@pytest.mark.parametrize("busy", [frozenset(), frozenset({D})])
+def test_one_newcomer_at_a_time_and_none_that_is_busy(busy: frozenset[NodeId]) -> None:
+    seen = view(
+        member(A, stages=(0,)), member(B, stages=(1,)), member(C, stages=(2,)), member(D, ""), member(E, "")
+    )
+    (order,) = orders()(seen, record(((A,), (B,), (C,))), busy)
+    assert order.taker == (E if busy else D)
+    assert order.same_state
+
+
+def test_a_cell_that_was_just_founded_asks_for_no_newcomer() -> None:
+    """A standby may be a founder of another cell whose facts are still on their way."""
+    seen = view(member(A, stages=(0,)), member(B, stages=(1,)), member(C, stages=(2,)), member(D, ""))
+    last = record(((A,), (B,), (C,)))
+    assert orders()(seen, last, frozenset(), frozenset())
+    assert orders()(seen, last.model_copy(update={"slot": 0}), frozenset(), frozenset()) == ()
+
+
+def test_a_lone_survivor_takes_every_lost_stage() -> None:
+    other = [member(B, cell="c1", stages=(0, 1, 2))]
+    placed = orders()(view(member(A, stages=(0,)), *other), record(((A,), (), ())), frozenset())
+    assert [(p.stage, p.taker, p.how) for p in placed] == [(1, A, "other_cell"), (2, A, "other_cell")]

@@ -1,0 +1,108 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from swarm import cli
+from swarm.daemon.options import UserError, explain
+from swarm.job import JobError, load_job
+
+COMMANDS = (
+    ["demo"],
+    ["coordinator", "init"],
+    ["coordinator", "run"],
+    ["invite"],
+    ["node"],
+    ["status"],
+    ["export"],
+    ["simulate"],
+    ["bench", "throughput"],
+    ["bench", "failover"],
+)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a person runs it."""
+    code = "from swarm.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def sentence(*arguments: str) -> str:
+    """The one line that a mistake earns."""
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_shows_an_example(command: list[str]) -> None:
+    shown = CliRunner().invoke(cli.app, [*command, "--help"])
+    assert shown.exit_code == 0
+    assert f"Example: farflung {' '.join(command)}" in shown.output
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, swarm.cli; print({'torch', 'zmq', 'aiohttp', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_directory_where_nothing_runs_is_one_sentence(tmp_path: Path) -> None:
+    assert "nothing runs in" in sentence("status", str(tmp_path))
+
+
+def test_an_address_that_is_none_is_one_sentence() -> None:
+    assert "host:port" in sentence("status", "--address", "here")
+
+
+def test_a_device_that_is_none_is_one_sentence() -> None:
+    assert "use cpu, cuda or cuda:N" in sentence("node", "--device", "tpu")
+
+
+def test_cuda_without_cuda_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from swarm.daemon.process import check_device
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="use --device cpu"):
+        check_device("cuda")
+
+
+def test_a_malformed_job_file_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text("[pipeline]\nstages = 0\n")
+    assert "pipeline.stages" in sentence("coordinator", "init", str(tmp_path / "run"), "--job", str(file))
+
+
+def test_an_option_out_of_range_is_one_sentence(tmp_path: Path) -> None:
+    assert "pipeline.nodes" in sentence("coordinator", "init", str(tmp_path / "run"), "--nodes", "0")
+
+
+def test_inviting_to_no_job_is_one_sentence(tmp_path: Path) -> None:
+    assert "holds no job" in sentence("invite", str(tmp_path))
+
+
+def test_a_job_and_its_invitations_come_from_the_command_line(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    done = run("coordinator", "init", str(directory), "--nodes", "4", "--cells", "2", "--seed", "7", "--json")
+    made = json.loads(done.stdout)
+    job = load_job(directory / "job.toml")
+    assert (job.pipeline.nodes, job.pipeline.cells, job.seed) == (4, 2, 7)
+    assert made["job"] == job.digest
+    another = json.loads(run("invite", str(directory), "--json").stdout)["invitation"]
+    assert another != made["invitation"]
+    assert another.split(".")[0][:4] == made["invitation"].split(".")[0][:4]
+
+
+def test_only_errors_meant_for_people_become_sentences() -> None:
+    assert explain(JobError("a reason")) == "a reason"
+    assert explain(FileNotFoundError(2, "No such file", "a.toml")) == "cannot use a.toml: No such file"
+    assert explain(ValueError("a bug")) is None
+    assert explain(OSError("a bug")) is None
