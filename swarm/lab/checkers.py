@@ -95,8 +95,17 @@ class Evidence:
             yield from self.records[key]
 
     def data_nodes(self, record: CellRecord) -> int:
-        """How many data nodes may have fed a slot: those of its roster and of the one before."""
-        before = self.records.get((record.cell, record.slot - 1), [])
+        """How many data nodes may have fed a slot: those of its roster and of the one before.
+
+        A survivor's new cell may finish the slot that was open when the old one lost its majority:
+        the record that founded it has survivors only, so the old cell's last one counts too.
+        """
+        before = list(self.records.get((record.cell, record.slot - 1), []))
+        if any(r.act == "found" for r in before):
+            family = record.cell.split("~")[0]
+            for (cell, slot), found in self.records.items():
+                if slot == record.slot - 2 and cell.split("~")[0] == family:
+                    before += found
         return len({node for r in (record, *before) for node in r.roster[0]})
 
 

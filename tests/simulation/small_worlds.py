@@ -85,7 +85,7 @@ class Played:
 
     def assert_well(self) -> None:
         """It finished, and nothing that must never break broke."""
-        assert self.outcome.broken == ()
+        assert self.outcome.broken == (), "; ".join(self.outcome.broken)
         assert self.outcome.finished, f"not finished after {self.outcome.seconds} s: {self.reached()}"
 
 
