@@ -1,39 +1,35 @@
 """The fault script: what happens to whom and when, the same file for both worlds.
 
     [[fault]]
-    at_s = 30.0                 # or at_iteration = 20
+    at_s = 30.0                 # or at_iteration = 20, or by rate
     kind = "restart"
-    node = "holder:2"           # a random holder of stage 2
+    node = "holder:2"           # a random holder of stage 2: see `swarm/lab/selectors.py`
     after_s = 10.0
 
-Who is meant is said by selectors: "node:3" (the fourth node), "coordinator", "random" (any
-live node), "holder:K" (a random live holder of stage K), "holders:K" (all of them). A world
-asks a `FaultSchedule` what is due, resolves the selectors, and does it.
+    [[fault]]
+    per_hour = 0.1              # with from_s and until_s, if not the whole run
+    kind = "crash"
+    node = "random"
+
+By rate: `per_hour` is a probability. Whoever could be hit for a whole hour is hit at least once
+in it with this probability; in any shorter time t with 1 - (1 - per_hour)^(t / 1 h). With
+`node = "random"` that holds for every node by itself; any other selector names one victim, or
+one group that is hit together. Hits come independently of each other, at any time.
 """
 
 from __future__ import annotations
 
-import heapq
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from swarm.lab.selectors import Selector
 
-def _is_selector(text: str) -> str:
-    if not re.fullmatch(r"coordinator|random|(node|holder|holders):[0-9]{1,6}", text):
-        raise ValueError(f"{text!r} is not node:N, coordinator, random, holder:STAGE or holders:STAGE")
-    return text
-
-
-Selector = Annotated[str, AfterValidator(_is_selector)]
 Side = Annotated[tuple[Selector, ...], Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Moment = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class FaultError(ValueError):
@@ -41,17 +37,25 @@ class FaultError(ValueError):
 
 
 class _Fault(BaseModel):
-    """When a fault begins: at a time since the start, or when an iteration is committed."""
+    """When a fault begins: at a time since the start, when an iteration is committed, or by rate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    at_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    at_s: Moment | None = None
     at_iteration: Annotated[int, Field(ge=0)] | None = None
+    per_hour: Annotated[float, Field(gt=0, lt=1)] | None = None
+    from_s: Moment | None = None
+    until_s: Seconds | None = None
 
     @model_validator(mode="after")
-    def _begins_once(self) -> _Fault:
-        if (self.at_s is None) == (self.at_iteration is None):
-            raise ValueError("give exactly one of at_s and at_iteration")
+    def _begins_in_one_way(self) -> _Fault:
+        ways = (self.at_s, self.at_iteration, self.per_hour)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("give exactly one of at_s, at_iteration and per_hour")
+        if self.per_hour is None and (self.from_s, self.until_s) != (None, None):
+            raise ValueError("from_s and until_s go with per_hour")
+        if self.until_s is not None and self.until_s <= (self.from_s or 0.0):
+            raise ValueError("until_s is not after from_s")
         return self
 
     @property
@@ -132,7 +136,24 @@ class Corrupt(_Fault):
     messages: Annotated[int, Field(ge=1)] = 1
 
 
-Fault = Crash | Restart | Pause | Cut | Partition | SlowLink | SlowCompute | Corrupt
+class DiskFull(_Fault):
+    """Nothing more can be written to the node's disk; what is there can be read."""
+
+    kind: Literal["disk_full"]
+    node: Selector
+    for_s: Seconds | None = None
+
+
+class ClockSkew(_Fault):
+    """The node's wall clock jumps by `by_s` seconds, and back at the end."""
+
+    kind: Literal["clock_skew"]
+    node: Selector
+    by_s: Annotated[float, Field(ge=-1e9, le=1e9)]
+    for_s: Seconds | None = None
+
+
+Fault = Crash | Restart | Pause | Cut | Partition | SlowLink | SlowCompute | Corrupt | DiskFull | ClockSkew
 
 
 class _Script(BaseModel):
@@ -161,82 +182,3 @@ def load_faults(path: Path) -> tuple[Fault, ...]:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise FaultError(f"cannot read {path}: {reason}") from None
     return parse_faults(text, str(path))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """Who is there when a fault begins. Names are the world's own: node ids or process names.
-
-    nodes: every node ever started, by index. live: those that can be hit, in a fixed order.
-    coordinator: None once it is gone. holders: live holders of each stage, in a fixed order.
-    """
-
-    nodes: Sequence[str]
-    live: Sequence[str]
-    coordinator: str | None
-    holders: Mapping[int, Sequence[str]]
-
-
-def select(selector: str, standing: Standing, rng: Random) -> tuple[str, ...]:
-    """Whom a selector means now. Empty if nobody fits, such as a stage that nobody holds."""
-    which, _, number = selector.partition(":")
-    if which == "coordinator":
-        return () if standing.coordinator is None else (standing.coordinator,)
-    if which == "node":
-        return tuple(standing.nodes[int(number) : int(number) + 1])
-    among = standing.live if which == "random" else standing.holders.get(int(number), ())
-    if which == "holders":
-        return tuple(among)
-    return (rng.choice(among),) if among else ()
-
-
-@dataclass(frozen=True, slots=True)
-class Firing:
-    """Something to do now: begin a fault, or undo it for whom it was begun.
-
-    index: of the fault in its script; a fault is begun once and undone at most once.
-    """
-
-    index: int
-    fault: Fault
-    undo: bool = False
-
-
-@dataclass(slots=True)
-class FaultSchedule:
-    """Which faults are due. `faults` are begun in order of time, then of the script."""
-
-    faults: Sequence[Fault]
-    _waiting: list[int] = field(init=False)
-    _undo: list[tuple[float, int]] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._waiting = sorted(range(len(self.faults)), key=lambda index: self.faults[index].at_s or 0.0)
-
-    def due(self, now_s: float, iteration: int) -> tuple[Firing, ...]:
-        """What to do at `now_s` since the start, with `iteration` committed. Undoing comes first.
-
-        A fault lasts from the call that began it, so it is never undone in the same call.
-        """
-        undone = []
-        while self._undo and self._undo[0][0] <= now_s:
-            index = heapq.heappop(self._undo)[1]
-            undone.append(Firing(index, self.faults[index], undo=True))
-        begun = [index for index in self._waiting if _begins(self.faults[index], now_s, iteration)]
-        self._waiting = [index for index in self._waiting if index not in begun]
-        for index in begun:
-            lasts_s = self.faults[index].lasts_s
-            if lasts_s is not None:
-                heapq.heappush(self._undo, (now_s + lasts_s, index))
-        return (*undone, *(Firing(index, self.faults[index]) for index in begun))
-
-    def next_s(self) -> float | None:
-        """When `due` next has something to do, as far as time alone decides."""
-        times = [at_s for index in self._waiting if (at_s := self.faults[index].at_s) is not None]
-        return min([*times, *(when for when, _ in self._undo)], default=None)
-
-
-def _begins(fault: Fault, now_s: float, iteration: int) -> bool:
-    if fault.at_s is not None:
-        return fault.at_s <= now_s
-    return fault.at_iteration is not None and fault.at_iteration <= iteration

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 from swarm.events import Event
 from swarm.lab.faults import (
+    ClockSkew,
     Corrupt,
     Crash,
     Cut,
+    DiskFull,
     Fault,
-    FaultSchedule,
-    Firing,
     Partition,
     Pause,
     Restart,
     SlowCompute,
     SlowLink,
-    Standing,
-    select,
 )
+from swarm.lab.schedule import FaultSchedule, Firing, timed
+from swarm.lab.selectors import Standing, select
 from swarm.lab.sim_node import SimNode, SimProcess, virtual_now
 from transport.machine import NodeId
 from transport.sim_paths import Cut as Severed
@@ -41,9 +41,12 @@ class Misfortune:
 
     def __init__(self, world: World, faults: Sequence[Fault], rng: Random) -> None:
         self._world, self._rng = world, rng
-        self._schedule = FaultSchedule(faults)
+        options = world.options
+        nodes = options.nodes or options.job.pipeline.nodes
+        self._schedule = FaultSchedule(timed(faults, nodes=nodes, until_s=options.until_s, rng=rng))
         self._hit: dict[int, list[SimProcess]] = {}
         self._severed: dict[int, Severed] = {}
+        self._kept_down: dict[NodeId, SimProcess] = {}
 
     async def play(self) -> None:
         """Do what is due, for ever."""
@@ -73,6 +76,12 @@ class Misfortune:
             case Corrupt(node=who, messages=messages):
                 for process in self._remember(firing, who):
                     self._world.network.corrupt(process.node, messages)
+            case DiskFull(node=who):
+                for process in self._remember(firing, who):
+                    process.disk.full = True
+            case ClockSkew(node=who, by_s=by_s):
+                for process in self._remember(firing, who):
+                    process.skew_s += by_s
             case Cut(between=between, one_way=one_way):
                 one, other = self._sides(firing, between)
                 self._severed[firing.index] = self._world.network.cut(one, other, not one_way)
@@ -87,7 +96,15 @@ class Misfortune:
             case Restart():
                 for process in hit:
                     if not process.running:
+                        self._start_again(process)
+            case DiskFull():
+                for process in hit:
+                    process.disk.full = False
+                    if self._kept_down.pop(process.node, None) is not None:
                         self._world.start(process)
+            case ClockSkew(by_s=by_s):
+                for process in hit:
+                    process.skew_s -= by_s
             case Pause():
                 for process in hit:
                     self._world.network.resume(process.node)
@@ -98,6 +115,13 @@ class Misfortune:
                 self._slow_compute(hit, 1.0)
             case Cut() | Partition():
                 self._world.network.heal(self._severed.pop(firing.index))
+
+    def _start_again(self, process: SimProcess) -> None:
+        """A node that cannot write down its new incarnation does not start: then when it can."""
+        if not process.disk.full:
+            self._world.start(process)
+        else:
+            self._kept_down[process.node] = process
 
     def _remember(self, firing: Firing, selector: str) -> list[SimProcess]:
         """Whom a fault hits: those that run. They are kept for its end."""
@@ -113,6 +137,7 @@ class Misfortune:
             live=[node.node for node in world.nodes if node.running],
             coordinator=world.coordinator.node if world.coordinator.running else None,
             holders=world.holders(),
+            regions=world.regions(),
         )
         chosen = select(selector, standing, self._rng)
         return [process for process in world.processes if process.node in chosen]

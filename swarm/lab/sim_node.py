@@ -27,6 +27,7 @@ from swarm.events import Emit, Event, EventKind
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.view import Role, View
 from swarm.job import Job
+from swarm.lab.disks import SimDisk
 from swarm.pipeline.computing import stage_size
 from swarm.pipeline.data import Corpus
 from swarm.pipeline.model import ModelConfig
@@ -43,8 +44,14 @@ from transport.wire import Body, Schema, Signed
 PLATFORM = "simulated"
 
 
+CERTIFIED_AT_S = 1_500_000_000
+"""Wall time at which the job's certificates were issued, seconds since the epoch."""
+BEGAN_AT_S = CERTIFIED_AT_S + 86_400
+"""Wall time at virtual second 0: a day later, so that clocks may be wrong both ways."""
+
+
 def virtual_now() -> float:
-    """Virtual seconds since the world began; wall time of the simulated world."""
+    """Virtual seconds since the world began."""
     return asyncio.get_running_loop().time()
 
 
@@ -96,13 +103,15 @@ class HeardBridge:
 
 @dataclass(slots=True, kw_only=True)
 class SimProcess(ABC):
-    """One identity with its disk, and at most one life at a time."""
+    """One identity with its disk, and at most one life at a time. skew_s: how wrong its clock is."""
 
     ground: Ground
     identity: Identity
     certificate: bytes
     directory: Path
+    disk: SimDisk
     rng: random.Random
+    skew_s: float = 0.0
     role: Role = "worker"
     gossip: GossipHalf | None = None
     links: tuple[SimLink, ...] = ()
@@ -117,6 +126,10 @@ class SimProcess(ABC):
     def running(self) -> bool:
         """Whether it lives, possibly standing still."""
         return self._life is not None and not self._life.done()
+
+    def wall(self) -> float:
+        """What its clock says."""
+        return BEGAN_AT_S + virtual_now() + self.skew_s
 
     @property
     def view(self) -> View:
@@ -172,16 +185,17 @@ class SimProcess(ABC):
             incarnation=next_incarnation(self.directory),
             config=self.ground.gossip,
             rng=random.Random(self.rng.getrandbits(64)),
-            wall=virtual_now,
+            wall=self.wall,
             emit=self.ground.emit,
         )
 
 
 @dataclass(slots=True, kw_only=True)
 class SimNode(SimProcess):
-    """A worker. compute: how fast it is. training: the half of its newest life."""
+    """A worker. compute: how fast it is. training: the half of its newest life. region: where it is."""
 
     compute: CostCompute
+    region: str = ""
     training: TrainingHalf | None = None
     known: tuple[Signed, ...] = ()
 
@@ -226,7 +240,7 @@ class SimNode(SimProcess):
             platform=PLATFORM,
             memory_bytes=0,
             checkpoints=True,
-            wall=virtual_now,
+            wall=self.wall,
             emit=self.ground.emit,
             resident_bytes=lambda: 0,
         )
@@ -265,7 +279,7 @@ class SimCoordinator(SimProcess):
             directory=self.directory / "checkpoints",
             link=work,
             bridge=bridge,
-            wall=virtual_now,
+            wall=self.wall,
             emit=ground.emit,
             in_background=inline,
         )
@@ -279,7 +293,7 @@ class SimCoordinator(SimProcess):
                 self.directory,
                 corpus=ground.corpus.digest,
                 resumed=0,
-                wall=virtual_now,
+                wall=self.wall,
             ),
         ]
 

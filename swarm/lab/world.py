@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,9 +21,10 @@ from swarm.events import Event
 from swarm.gossip.config import GossipConfig, volunteer_wan
 from swarm.job import Job
 from swarm.lab.checkers import CHECKERS, Evidence
+from swarm.lab.disks import SimDisk
 from swarm.lab.faults import Fault
 from swarm.lab.misfortune import Misfortune
-from swarm.lab.sim_node import Ground, SimCoordinator, SimNode, SimProcess, virtual_now
+from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
 from swarm.pipeline.data import Corpus, load_corpus
 from swarm.pipeline.model import preset
 from transport.identity import Identity, RunKeyGrant, SigningKey, sign_grant
@@ -112,7 +113,10 @@ class World:
     def _found_authority(self) -> Authority:
         root, run = SigningKey.create(self._rng), SigningKey.create(self._rng)
         grant = RunKeyGrant(
-            job=self.job.digest, job_name=self.job.name, run_key=run.public_key, not_after=YEARS_S
+            job=self.job.digest,
+            job_name=self.job.name,
+            run_key=run.public_key,
+            not_after=CERTIFIED_AT_S + YEARS_S,
         )
         return Authority(job=self.job, root_key=root.public_key, run_key=run, grant=sign_grant(root, grant))
 
@@ -120,17 +124,19 @@ class World:
         identity = Identity.create(self._rng)
         binding = identity.bind_curve(self.job.digest)
         _, certificate = self._authority.certify(
-            identity.public_key, binding, role=role, serial=0, now_wall=0.0
+            identity.public_key, binding, role=role, serial=0, now_wall=CERTIFIED_AT_S
         )
         return identity, certificate
 
     def _make_coordinator(self) -> SimCoordinator:
         identity, certificate = self._certified("coordinator")
+        disk = SimDisk()
         return SimCoordinator(
             ground=self._ground,
             identity=identity,
             certificate=certificate,
-            directory=self._directory / "coordinator",
+            directory=disk.directory(self._directory / "coordinator"),
+            disk=disk,
             rng=Random(self._rng.getrandbits(64)),
         )
 
@@ -138,11 +144,13 @@ class World:
         """One more invited node, with links and a speed drawn from the seed. `start` begins it."""
         identity, certificate = self._certified("worker")
         speed = self.options.flops_per_s * self._rng.uniform(0.5, 1.5)
+        disk = SimDisk()
         node = SimNode(
             ground=self._ground,
             identity=identity,
             certificate=certificate,
-            directory=self._directory / f"node{len(self.nodes)}",
+            directory=disk.directory(self._directory / f"node{len(self.nodes)}"),
+            disk=disk,
             rng=Random(self._rng.getrandbits(64)),
             compute=CostCompute(speed),
         )
@@ -179,13 +187,22 @@ class World:
                 held.setdefault(stage, []).append(node.node)
         return held
 
+    def regions(self) -> dict[str, list[str]]:
+        """Running nodes of each region; none where nodes were given no region."""
+        found: dict[str, list[str]] = {}
+        for node in self.nodes:
+            if node.running and node.region:
+                found.setdefault(node.region, []).append(node.node)
+        return found
+
     def finished(self) -> bool:
         """Whether every running node that trains has nothing left to train."""
         training = [node for node in self.nodes if node.trainer]
         return bool(training) and all(node.finished for node in training)
 
     def emit(self, event: Event) -> None:
-        """Take an event in."""
+        """Take an event in, at the world's time, whatever the clock of its node says."""
+        event = replace(event, time=virtual_now())
         self.events.append(event)
         self.evidence.see(event)
         if event.kind in ("started", "left", "fault"):

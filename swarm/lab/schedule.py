@@ -1,0 +1,97 @@
+"""When the faults of a script begin and end: what a world has to do next."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf, log
+from random import Random
+
+from swarm.lab.faults import Fault
+
+
+def timed(faults: Sequence[Fault], *, nodes: int, until_s: float, rng: Random) -> tuple[Fault, ...]:
+    """The script with every fault by rate replaced by the hits that chance draws for it.
+
+    nodes: of the world. A longer `until_s` adds later hits and changes no earlier one.
+    """
+    found: list[Fault] = []
+    for fault in faults:
+        if fault.per_hour is None:
+            found.append(fault)
+            continue
+        each = getattr(fault, "node", None) == "random"
+        for node in range(nodes) if each else (None,):
+            whom = {} if node is None else {"node": f"node:{node}"}
+            found += [_at(fault, at_s, whom) for at_s in _hits(fault, until_s, Random(rng.getrandbits(64)))]
+    return tuple(found)
+
+
+def _at(fault: Fault, at_s: float, whom: dict[str, str]) -> Fault:
+    moment = {"at_s": at_s, "per_hour": None, "from_s": None, "until_s": None}
+    return fault.model_copy(update=moment | whom)
+
+
+def _hits(fault: Fault, until_s: float, rng: Random) -> list[float]:
+    """When a fault by rate hits one victim: a Poisson process."""
+    assert fault.per_hour is not None
+    per_s = -log(1 - fault.per_hour) / 3600
+    end_s = min(until_s, inf if fault.until_s is None else fault.until_s)
+    hits, at_s = [], (fault.from_s or 0.0) + rng.expovariate(per_s)
+    while at_s < end_s:
+        hits.append(at_s)
+        at_s += rng.expovariate(per_s)
+    return hits
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """Something to do now: begin a fault, or undo it for whom it was begun.
+
+    index: of the fault in its script; a fault is begun once and undone at most once.
+    """
+
+    index: int
+    fault: Fault
+    undo: bool = False
+
+
+@dataclass(slots=True)
+class FaultSchedule:
+    """Which faults are due. `faults` are begun in order of time, then of the script."""
+
+    faults: Sequence[Fault]
+    _waiting: list[int] = field(init=False)
+    _undo: list[tuple[float, int]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._waiting = sorted(range(len(self.faults)), key=lambda index: self.faults[index].at_s or 0.0)
+
+    def due(self, now_s: float, iteration: int) -> tuple[Firing, ...]:
+        """What to do at `now_s` since the start, with `iteration` committed. Undoing comes first.
+
+        A fault lasts from the call that began it, so it is never undone in the same call.
+        """
+        undone = []
+        while self._undo and self._undo[0][0] <= now_s:
+            index = heapq.heappop(self._undo)[1]
+            undone.append(Firing(index, self.faults[index], undo=True))
+        begun = [index for index in self._waiting if _begins(self.faults[index], now_s, iteration)]
+        self._waiting = [index for index in self._waiting if index not in begun]
+        for index in begun:
+            lasts_s = self.faults[index].lasts_s
+            if lasts_s is not None:
+                heapq.heappush(self._undo, (now_s + lasts_s, index))
+        return (*undone, *(Firing(index, self.faults[index]) for index in begun))
+
+    def next_s(self) -> float | None:
+        """When `due` next has something to do, as far as time alone decides."""
+        times = [at_s for index in self._waiting if (at_s := self.faults[index].at_s) is not None]
+        return min([*times, *(when for when, _ in self._undo)], default=None)
+
+
+def _begins(fault: Fault, now_s: float, iteration: int) -> bool:
+    if fault.at_s is not None:
+        return fault.at_s <= now_s
+    return fault.at_iteration is not None and fault.at_iteration <= iteration
