@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from swarm.daemon.options import explain
+from swarm.lab.wan_namespaces import enter
 
 PACKET_BYTES_MAX = 1 << 16
 """One request: options and an invitation are a few kilobytes."""
@@ -128,6 +129,8 @@ class _Server:
         code = 1
         try:
             self._detach(Path(request["log"]))
+            if request["namespace"]:
+                enter(request["namespace"])
             code = self._runners[request["kind"]](request["options"])
         except BaseException as error:  # noqa: BLE001 - nothing above this frame is the child's
             code = tell(error)

@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,14 @@ from swarm.lab.tail import EventMap, Tail, merge
 HOST = "127.0.0.1"
 LOOK_S = 0.25
 """Between two looks at the event files: prompt for a person, nothing for two busy cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a process runs: the address it listens on, and its network namespace (empty: ours)."""
+
+    host: str = HOST
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +69,22 @@ class Child:
 class RealSwarm:
     """An async context manager. On leaving, no process of it is left and run.jsonl is written.
 
-    killed: names, in order. story: every event that was read so far.
+    killed: names, in order. story: every event that was read so far. places: by name, of the
+    processes that do not run on loopback.
     """
 
-    def __init__(self, directory: Path, job: Job, spawner: Spawner | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        job: Job,
+        spawner: Spawner | None = None,
+        places: Mapping[str, Place] | None = None,
+    ) -> None:
         self.directory = directory
         self.job = job
         self.children: dict[str, Child] = {}
         self.killed: list[str] = []
+        self.places = dict(places or {})
         self.story: list[EventMap] = []
         self._spawner = spawner or Spawner()
         self._tail = Tail()
@@ -111,13 +127,18 @@ class RealSwarm:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._faults = EventFile(self.directory / "lab.jsonl")
         self._tail.follow(self.directory / "lab.jsonl")
-        init_job(self.job_directory, job=self.job, host=HOST, lobby_port=0)
+        init_job(self.job_directory, job=self.job, host=self.place("coordinator").host, lobby_port=0)
         uses = 4 * self.job.pipeline.nodes + 4  # the first nodes, and those that replace the killed
         self._invitation = make_invitation(self.job_directory, role="worker", days=1, uses=uses).text
 
+    def place(self, name: str) -> Place:
+        """Where a process runs."""
+        return self.places.get(name, Place())
+
     async def start_coordinator(self, **choices: Any) -> Child:
         """Start the coordinator of the job. choices: fields of CoordinatorOptions."""
-        options = replace(CoordinatorOptions(directory=self.job_directory, host=HOST), **choices)
+        host = self.place("coordinator").host
+        options = replace(CoordinatorOptions(directory=self.job_directory, host=host), **choices)
         return await self._start("coordinator", "coordinator", options, self.job_directory)
 
     async def start_node(self, name: str, **choices: Any) -> Child:
@@ -126,11 +147,12 @@ class RealSwarm:
         choices: fields of NodeOptions, such as another `invitation`.
         """
         directory = self.directory / "nodes" / name
-        options = NodeOptions(invitation=self._invitation, data_dir=directory, host=HOST)
+        options = NodeOptions(invitation=self._invitation, data_dir=directory, host=self.place(name).host)
         return await self._start(name, "node", replace(options, **choices), directory)
 
     async def _start(self, name: str, kind: str, options: Any, directory: Path) -> Child:
-        pid = await self._spawner.spawn(kind, options, directory / "stderr.log")
+        log, namespace = directory / "stderr.log", self.place(name).namespace
+        pid = await self._spawner.spawn(kind, options, log, namespace)
         child = Child(name, pid, directory)
         self.children = {**self.children, name: child}
         self._tail.follow(directory / "events.jsonl")

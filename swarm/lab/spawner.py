@@ -63,10 +63,13 @@ class Spawner:
         """Process ids that were spawned and have not ended."""
         return [pid for pid, end in self._exits.items() if not end.done()]
 
-    async def spawn(self, kind: str, options: Any, log: Path) -> int:
-        """Fork a child that runs `options`; its output goes to `log`. Returns its process id."""
+    async def spawn(self, kind: str, options: Any, log: Path, namespace: str = "") -> int:
+        """Fork a child that runs `options`; its output goes to `log`. Returns its process id.
+
+        namespace: of the network in which it runs; empty: the owner's.
+        """
         assert self._socket is not None, "spawn inside `async with`"
-        request = {"kind": kind, "options": encode_options(options), "log": str(log)}
+        request = {"kind": kind, "options": encode_options(options), "log": str(log), "namespace": namespace}
         packet = json.dumps(request).encode()
         assert len(packet) <= PACKET_BYTES_MAX, "options are small"
         reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
