@@ -208,7 +208,8 @@ class Office(ABC):
         return self._propose(sign_record(carried.model_copy(update=changes), self._sign), now)
 
     def _stale(self, peer: NodeId, body: Stale, now: float) -> Sequence[Effect]:
-        if body.term > self.term and self.phase != "done" and self._believes(peer, body.term):
+        newer = (body.term, body.leader) > self._ballot()
+        if newer and self.phase != "done" and self._believes(peer, body.term):
             self.phase = "following"
             ranking = succession(self.record, self.appointments.live)
             rank = ranking.index(self.me) if self.me in ranking else len(ranking)
@@ -220,6 +221,11 @@ class Office(ABC):
             return [Learn(peer, commit)]
         missed = self._catch_up(peer, body.slot)
         return [*missed, *self._repeat(peer)] if missed else []
+
+    def _ballot(self) -> tuple[int, str]:
+        """What this node leads or stands with, or follows; two of one term are in order of their ids."""
+        followed = self.election.office or ""
+        return self.term, followed if self.phase == "following" else self.me
 
     def _believes(self, peer: NodeId, term: int) -> bool:
         """Whether a peer may know of a newer leadership: a member or a taker, of a term in reach."""
