@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class ArchiveHalf:
         self._goal: tuple[str, int] | None = None
         self._got: dict[int, Fetched] = {}
         self._failed_at: dict[tuple[str, int], float] = {}
-        self.iteration = newest_iteration(directory, len(self._sizes))
+        self.iteration = newest_whole(directory, len(self._sizes)).iteration
 
     async def run(self) -> None:
         """Collect until the other half is gone."""
@@ -177,6 +178,10 @@ class ArchiveHalf:
     def _on_fetched(self, effect: Fetched) -> None:
         if self._goal is None or effect.slot != self._goal[1]:
             return
+        cell = str(effect.facts.get("cell", ""))
+        if cell != self._goal[0]:  # a holder may have come from there, and its disk with it
+            self._give_up(f"{effect.name} is of cell {cell[:64]}, not of {self._goal[0]}")
+            return
         self._got[int(effect.name.partition(":")[2])] = effect
         if len(self._got) == len(self._sizes):
             self._whole.set()
@@ -207,7 +212,22 @@ class ArchiveHalf:
         self._emit(Event("checkpoint", self._wall(), self._me, fields))
 
 
-def newest_iteration(directory: Path, stages: int) -> int:
-    """The iteration of the newest whole checkpoint of a directory, 0 if there is none."""
-    found, _ = assemble([directory], stages)
-    return found.iteration if found else 0
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """The newest whole checkpoint of a directory, iteration 0 if there is none.
+
+    refused: why newer ones were passed over, a sentence each.
+    """
+
+    iteration: int = 0
+    cell: str = ""
+    refused: tuple[str, ...] = ()
+
+
+def newest_whole(directory: Path, stages: int) -> Resumable:
+    """What an archive can give back."""
+    found, refused = assemble([directory], stages)
+    reasons = tuple(each.reason for each in refused)
+    if found is None:
+        return Resumable(refused=reasons)
+    return Resumable(found.iteration, str(found.stages[0].meta.get("cell", "")), reasons)

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, newest_iteration
+from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, newest_whole
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.genesis import TOPIC, found_job
 from swarm.daemon.gossip_half import GossipHalf, GossipSetup
@@ -53,12 +53,17 @@ def run_coordinator(options: CoordinatorOptions) -> int:
     """Run the coordinator of a job directory until told to stop. Returns the exit code."""
     jobdir = open_job(options.directory)
     lock_directory(options.directory)
-    resumed = 0
-    if options.resume:
-        resumed = newest_iteration(options.directory / "checkpoints", jobdir.job.pipeline.stages)
-        if not resumed:
-            raise UserError(f"{options.directory} has no whole checkpoint: start it without --resume")
+    resumed = find_checkpoint(options.directory, jobdir.job) if options.resume else Resumable()
     return asyncio.run(Coordinator(options, jobdir, resumed).run())
+
+
+def find_checkpoint(directory: Path, job: Job) -> Resumable:
+    """The newest whole checkpoint of a job's directory. Raises UserError if there is none."""
+    found = newest_whole(directory / "checkpoints", job.pipeline.stages)
+    if not found.iteration:
+        why = f" ({found.refused[0]})" if found.refused else ""
+        raise UserError(f"{directory} has no whole checkpoint{why}: start it without --resume")
+    return found
 
 
 @dataclass(slots=True)
@@ -67,7 +72,7 @@ class Coordinator:
 
     options: CoordinatorOptions
     jobdir: JobDir
-    resumed: int
+    resumed: Resumable
 
     async def run(self) -> int:
         """Open the sockets and serve."""
@@ -76,6 +81,7 @@ class Coordinator:
         async with AsyncExitStack() as stack:
             emit = EventFile(options.directory / "events.jsonl")
             stack.callback(emit.close)
+            self._tell_resumed(emit)
             gossip = await self._open(stack, identity, GOSSIP_SCHEMA, options.gossip_port)
             work = await self._open(stack, identity, ARCHIVE_SCHEMA, options.work_port)
             ours, theirs = MemoryBridge.pair()
@@ -108,6 +114,15 @@ class Coordinator:
                 in_background=asyncio.to_thread,
             )
             return await self._serve(stack, half, archive, gossip, corpus.digest, emit)
+
+    def _tell_resumed(self, emit: EventFile) -> None:
+        """From where the job goes on, and what was passed over."""
+        resumed, node = self.resumed, self.jobdir.identity.node
+        for reason in resumed.refused:
+            emit(Event("checkpoint", wall_time(), node, {"refused": reason}))
+            say(f"passed over: {reason}")
+        if resumed.iteration:
+            say(f"the job goes on from iteration {resumed.iteration} of cell {resumed.cell}")
 
     async def _open(self, stack: AsyncExitStack, identity: Identity, schema: Schema, port: int) -> ZmqLink:
         link = await ZmqLink.open(
@@ -234,7 +249,7 @@ async def found_once(
     directory: Path,
     *,
     corpus: str,
-    resumed: int,
+    resumed: Resumable,
     wall: Callable[[], float],
 ) -> None:
     """Found the job once enough nodes are here, unless it lives already or was founded.
@@ -243,7 +258,7 @@ async def found_once(
     killed in between, a coordinator would else forget a job that has begun, or never begin it.
     """
     kept = read_founded(directory)
-    if resumed == 0 and (directory / FOUNDED).exists():
+    if not resumed.iteration and (directory / FOUNDED).exists():
         if kept is not None:
             half.publish(TOPIC, kept.version, kept.notice)
         return
@@ -256,7 +271,15 @@ async def found_once(
             here = rollcall.present(half.view, clock())
             if len(here.live()) < job.pipeline.nodes:
                 continue  # somebody of them was not there after all
-            notice = found_job(here, job, identity.node, identity.sign, corpus=corpus, resumed=resumed)
+            notice = found_job(
+                here,
+                job,
+                identity.node,
+                identity.sign,
+                corpus=corpus,
+                resumed=resumed.iteration,
+                resumed_cell=resumed.cell,
+            )
             version = max(int(wall()), kept.version + 1 if kept else 0)
             write_founded(directory, version, notice)
             half.publish(TOPIC, version, notice)

@@ -107,20 +107,18 @@ def _checkpoint_of(job: str, checkpoints: Path, stage: int, iteration: int | Non
 
 
 def disk_states(
-    checkpoints: Path, stages: Sequence[int], iteration: int, job: str
+    checkpoints: Path, stages: Sequence[int], iteration: int, cell: str, job: str
 ) -> dict[str, dict[str, Tensor]]:
-    """Checkpoints of exactly this job and iteration on this disk, as states that need no network.
+    """Checkpoints of exactly this job, cell and iteration on this disk, as states without a network.
 
-    Taken only if they are of one cell: between rounds the stages of two do not fit together.
+    Between rounds the stages of two cells do not fit together.
     """
     found = {stage: _checkpoint_of(job, checkpoints, stage, iteration) for stage in stages}
-    whole = {stage: checkpoint for stage, checkpoint in found.items() if checkpoint is not None}
-    if len({checkpoint.meta.get("cell") for checkpoint in whole.values()}) > 1:
-        return {}
     states: dict[str, dict[str, Tensor]] = {}
-    for stage, checkpoint in whole.items():
-        with suppress(CheckpointError):  # it went bad since it was verified: it is not there
-            states[f"checkpoint:{stage}"] = read_checkpoint(checkpoint)
+    for stage, checkpoint in found.items():
+        if checkpoint is not None and checkpoint.meta.get("cell") == cell:
+            with suppress(CheckpointError):  # it went bad since it was verified: it is not there
+                states[f"checkpoint:{stage}"] = read_checkpoint(checkpoint)
     return states
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from swarm.gossip.view import View
 from swarm.job import Job
-from swarm.messages import CellRecord, Count, Digest, Part
+from swarm.messages import CellName, CellRecord, Count, Digest, Part
 from swarm.pipeline.records import Sign, read_record, sign_record
 from swarm.planning.cells import Founder, genesis
 from transport.identity import pack_payload, unpack_payload
@@ -25,20 +25,30 @@ class Genesis(Part):
     """Founding records of all cells, and what else must agree.
 
     corpus: digest of the tokens that the coordinator found at `data.path`; a node with others
-    would train on other windows, and nothing would show it. resumed: the iteration of the
-    checkpoints to start from.
+    would train on other windows, and nothing would show it. resumed, resumed_cell: iteration and
+    cell of the checkpoints to start from; between rounds those of two cells do not fit together.
     """
 
     foundings: Annotated[tuple[Signed, ...], Field(min_length=1, max_length=4096)]
     corpus: Digest
     resumed: Count = 0
+    resumed_cell: CellName = ""
 
 
-def found_job(view: View, job: Job, me: NodeId, sign: Sign, *, corpus: str, resumed: int = 0) -> Signed:
+def found_job(
+    view: View,
+    job: Job,
+    me: NodeId,
+    sign: Sign,
+    *,
+    corpus: str,
+    resumed: int = 0,
+    resumed_cell: str = "",
+) -> Signed:
     """The signed notice that founds a job on the live workers of a view.
 
-    corpus: digest of the job's tokens. resumed: iteration of the checkpoints that every holder
-    starts from, 0 for the job's seed.
+    corpus: digest of the job's tokens. resumed, resumed_cell: iteration and cell of the
+    checkpoints that every holder starts from, 0 for the job's seed.
     """
     founders = [Founder(m.node, m.facts.speed_flops) for m in view.live()]
     records = [
@@ -56,7 +66,7 @@ def found_job(view: View, job: Job, me: NodeId, sign: Sign, *, corpus: str, resu
         for founding in genesis(founders, job)
     ]
     foundings = tuple(sign_record(r, sign) for r in records)
-    notice = Genesis(foundings=foundings, corpus=corpus, resumed=resumed)
+    notice = Genesis(foundings=foundings, corpus=corpus, resumed=resumed, resumed_cell=resumed_cell)
     return sign(DOMAIN, pack_payload(notice))
 
 

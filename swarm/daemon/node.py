@@ -177,7 +177,7 @@ class Node:
         def waiting(what: str) -> None:
             if what not in said:
                 said.add(what)
-                print(f"waiting for {what}", flush=True)  # noqa: T201 - a person is watching
+                say(f"waiting for {what}")
 
         limit = 5.0 if known else JOIN_S
         try:
@@ -213,8 +213,8 @@ class Node:
                 await server.close()
 
 
-def say(what: str, server: StatusServer | None) -> None:
-    """Tell the person who started this process that it is at work, and where to look."""
+def say(what: str, server: StatusServer | None = None) -> None:
+    """Tell the person who started this process what it does, and where to look."""
     where = f"; status: http://127.0.0.1:{server.port}/status" if server else ""
     print(what + where, flush=True)  # noqa: T201 - a person is watching
 

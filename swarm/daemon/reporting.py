@@ -10,6 +10,7 @@ from swarm.daemon.bridge import Progress
 from swarm.daemon.guarding import Guard
 from swarm.gossip.view import Facts
 from swarm.job import Job
+from swarm.messages import CellRecord
 from swarm.pipeline.records import is_finished
 from swarm.pipeline.trainer import Trainer
 from transport.link import LinkStats
@@ -41,11 +42,16 @@ def facts_of(trainer: Trainer, me: NodeId, job: Job, facts: Facts) -> Facts:
         "stages": held,
         "iteration": record.iteration,
         "round": record.round,
-        "loss": round(min(record.loss, 1e6), 5) if record.iteration else None,
+        "loss": round(min(record.loss, 1e6), 5) if known_loss(record) else None,
         "hashes": {str(index): stages[index].digest() for index in held},
         "state": "finished" if is_finished(record, job) else "training",
     }
     return facts.model_copy(update=changes)
+
+
+def known_loss(record: CellRecord) -> bool:
+    """Whether this record says what the loss is: a founding from checkpoints does not."""
+    return record.loss > 0
 
 
 def progress_of(
@@ -66,7 +72,7 @@ def progress_of(
         cell=record.cell if record else "",
         iteration=record.iteration if record else 0,
         round=record.round if record else 0,
-        loss=record.loss if record and record.iteration else None,
+        loss=record.loss if record and known_loss(record) else None,
         tokens=tokens,
         tokens_per_s=tokens_per_s,
         bytes_sent=sum(stats.bytes_sent.values()),

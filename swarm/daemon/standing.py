@@ -121,7 +121,7 @@ class Standing:
         if genesis.resumed:
             self._founding = founding
             directory, job = half.setup.data_dir / "checkpoints", half.setup.job.digest
-            local = disk_states(directory, mine, genesis.resumed, job)
+            local = disk_states(directory, mine, genesis.resumed, genesis.resumed_cell, job)
             donor = NodeId(notice.notice.signer)
             self._collect(founding, record, mine, "checkpoint", (donor,), now, local)
             return

@@ -24,7 +24,7 @@ def job_from_options(file: Path | None, sections: dict[str, Any]) -> Job:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the job"
-        raise UserError(f"{field}: {first['msg']}") from None
+        raise UserError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def demo_job(*, nodes: int, iterations: int, name: str = "demo") -> Job:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, inline
+from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, inline
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.compute import CostCompute
 from swarm.daemon.coordinator import found_once, read_members, remember_members
@@ -292,7 +292,7 @@ class SimCoordinator(SimProcess):
                 self.identity,
                 self.directory,
                 corpus=ground.corpus.digest,
-                resumed=0,
+                resumed=Resumable(),
                 wall=self.wall,
             ),
         ]

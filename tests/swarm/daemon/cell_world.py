@@ -212,7 +212,15 @@ def genesis_notice(nodes: Sequence[CellNode], job: Job, resumed: int = 0) -> Not
         )
         members[record.node] = Member(record, "alive")
     corpus = corpus_of(job.data.path).digest
-    notice = found_job(View(members), job, COORDINATOR.node, COORDINATOR.sign, corpus=corpus, resumed=resumed)
+    notice = found_job(
+        View(members),
+        job,
+        COORDINATOR.node,
+        COORDINATOR.sign,
+        corpus=corpus,
+        resumed=resumed,
+        resumed_cell="c0" if resumed else "",
+    )
     return NoticeLearned(topic="genesis", version=resumed, notice=notice)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from cell_world import small_job
 
+from recovery.checkpoint import stage_directory, write_checkpoint
 from recovery.fetch import Fetched
 from recovery.snapshot import take_snapshot
-from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, newest_iteration
+from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, InBackground, Resumable, inline, newest_whole
 from swarm.daemon.bridges import MemoryBridge
 from swarm.events import Event
 from swarm.pipeline.stage import state_like
@@ -21,7 +22,7 @@ from transport.virtual_time import run_virtual
 SIZE = 8
 
 
-def fetched(stage: int, iteration: int) -> Fetched:
+def fetched(stage: int, iteration: int, cell: str = "c0") -> Fetched:
     state = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in state_like(SIZE).items()}
     snapshot = take_snapshot(f"checkpoint:{stage}", iteration, state)
     data, views, start = b"".join(bytes(snapshot.chunk(k)) for k in range(snapshot.chunks)), {}, 0
@@ -34,14 +35,32 @@ def fetched(stage: int, iteration: int) -> Fetched:
         digest=snapshot.digest,
         holds=snapshot.holds,
         tensors=views,
-        facts={},
+        facts={"cell": cell},
         seconds=0.0,
         donors=(),
     )
 
 
+def archive_of(
+    directory: Path, emit: Callable[[Event], None], in_background: InBackground = inline
+) -> ArchiveHalf:
+    """The archive of a job of two stages, on a network of its own."""
+    network = SimNetwork(random.Random(1), LinkShape(latency_s=0.01, bandwidth_bytes_per_s=1e9))
+    _, theirs = MemoryBridge.pair()
+    return ArchiveHalf(
+        me="5" * 64,
+        job=small_job(directory, pipeline={"stages": 2}),
+        sizes=(SIZE, SIZE),
+        directory=directory / "checkpoints",
+        link=network.open("5" * 64, curve_key="", schema=ARCHIVE_SCHEMA),
+        bridge=theirs,
+        wall=lambda: 0.0,
+        emit=emit,
+        in_background=in_background,
+    )
+
+
 def test_stages_are_written_one_by_one_in_the_background(tmp_path: Path) -> None:
-    job = small_job(tmp_path, pipeline={"stages": 2})
     events: list[Event] = []
     begun: list[float] = []
 
@@ -51,19 +70,7 @@ def test_stages_are_written_one_by_one_in_the_background(tmp_path: Path) -> None
         work()
 
     async def scenario() -> None:
-        network = SimNetwork(random.Random(1), LinkShape(latency_s=0.01, bandwidth_bytes_per_s=1e9))
-        _, theirs = MemoryBridge.pair()
-        archive = ArchiveHalf(
-            me="5" * 64,
-            job=job,
-            sizes=(SIZE, SIZE),
-            directory=tmp_path / "checkpoints",
-            link=network.open("5" * 64, curve_key="", schema=ARCHIVE_SCHEMA),
-            bridge=theirs,
-            wall=lambda: 0.0,
-            emit=events.append,
-            in_background=slowly,
-        )
+        archive = archive_of(tmp_path, events.append, slowly)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(archive.run())
             archive._goal = ("c0", 4)
@@ -78,4 +85,36 @@ def test_stages_are_written_one_by_one_in_the_background(tmp_path: Path) -> None
     run_virtual(scenario())
     assert begun == [0.0, 10.0]
     assert [event.fields.get("refused") for event in events] == [None]
-    assert newest_iteration(tmp_path / "checkpoints", 2) == 4
+    assert newest_whole(tmp_path / "checkpoints", 2) == Resumable(4, "c0")
+
+
+def test_a_checkpoint_of_another_cell_is_not_put_beside_this_ones(tmp_path: Path) -> None:
+    """A holder that changed cells has checkpoints of both on its disk."""
+    events: list[Event] = []
+
+    async def scenario() -> None:
+        archive = archive_of(tmp_path, events.append)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(archive.run())
+            archive._goal = ("c0", 4)
+            archive._on_fetched(fetched(0, 4))
+            archive._on_fetched(fetched(1, 4, "c1"))
+            await asyncio.sleep(1.0)
+            running.cancel()
+
+    run_virtual(scenario())
+    assert [event.fields["refused"] for event in events] == ["checkpoint:1 is of cell c1, not of c0"]
+    assert newest_whole(tmp_path / "checkpoints", 2).iteration == 0
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
+    for iteration in (2, 4):
+        for stage in range(2):
+            root = stage_directory(tmp_path, stage)
+            write_checkpoint(root, iteration, {"parameters": torch.ones(4)}, {"cell": "c1"})
+    newest = tmp_path / "stage-1" / "iter-000004" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"!")
+    found = newest_whole(tmp_path, 2)
+    assert (found.iteration, found.cell) == (2, "c1")
+    assert [reason for reason in found.refused if "does not match its hash" in reason] == [*found.refused]
+    assert str(newest) in found.refused[0]

@@ -69,7 +69,7 @@ def on_disk(root: Path, stage: int, *, job: str = "j1", cell: str = "c0") -> Pat
 def test_a_checkpoint_of_another_job_is_not_there(tmp_path: Path) -> None:
     on_disk(tmp_path, 0)
     on_disk(tmp_path, 1, job="j2")
-    assert set(disk_states(tmp_path, (0, 1), 10, "j1")) == {"checkpoint:0"}
+    assert set(disk_states(tmp_path, (0, 1), 10, "c0", "j1")) == {"checkpoint:0"}
     ours, theirs = (
         snapshot_for(NeedSnapshot(f"checkpoint:{stage}", 10, PEER), None, tmp_path, "j1") for stage in (0, 1)
     )
@@ -78,11 +78,11 @@ def test_a_checkpoint_of_another_job_is_not_there(tmp_path: Path) -> None:
     assert theirs == "no such checkpoint on this disk"
 
 
-def test_checkpoints_of_two_cells_are_not_put_together(tmp_path: Path) -> None:
+def test_a_resumed_cell_takes_no_checkpoint_of_another(tmp_path: Path) -> None:
     on_disk(tmp_path, 0)
     on_disk(tmp_path, 1, cell="c1")
-    assert disk_states(tmp_path, (0, 1), 10, "j1") == {}
-    assert set(disk_states(tmp_path, (1,), 10, "j1")) == {"checkpoint:1"}
+    assert set(disk_states(tmp_path, (0, 1), 10, "c0", "j1")) == {"checkpoint:0"}
+    assert set(disk_states(tmp_path, (0, 1), 10, "c1", "j1")) == {"checkpoint:1"}
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_there(
@@ -94,6 +94,6 @@ def test_a_checkpoint_that_cannot_be_read_is_not_there(
         raise CheckpointError("the disk failed")
 
     monkeypatch.setattr("swarm.daemon.donating.read_checkpoint", unreadable)
-    assert disk_states(tmp_path, (0,), 10, "j1") == {}
+    assert disk_states(tmp_path, (0,), 10, "c0", "j1") == {}
     answer = snapshot_for(NeedSnapshot("checkpoint:0", None, PEER), None, tmp_path, "j1")
     assert answer == "this checkpoint cannot be read any more"

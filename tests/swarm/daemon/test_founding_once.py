@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from swarm.daemon.archive import Resumable
 from swarm.daemon.coordinator import found_once
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.gossip.view import Member, MemberRecord, View
@@ -49,7 +50,7 @@ def start(directory: Path, *, dies: bool = False, resumed: int = 0, wall: float 
             COORDINATOR,
             directory,
             corpus="ab",
-            resumed=resumed,
+            resumed=Resumable(resumed, "c0"),
             wall=lambda: wall,
         )
     )
