@@ -37,6 +37,11 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
+def origin_of(cell: str) -> str:
+    """The name with which the history of a cell began: survivors go on as `origin~founder.slot`."""
+    return cell.partition("~")[0]
+
+
 class StageSum(Part):
     """What a stage contributed to a slot: who was averaged, over how many tokens, which bytes.
 

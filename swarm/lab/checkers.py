@@ -5,108 +5,16 @@ A checker looks at a world and says what is broken, in sentences; none means tha
 
 from __future__ import annotations
 
-import re
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from swarm.daemon.bridge import FactsChanged
-from swarm.events import Event
-from swarm.lab.sim_node import virtual_now
-from swarm.messages import CellRecord
 from transport.sim_network import QueueLimits
-from transport.wire import Body
 
 if TYPE_CHECKING:
-    from swarm.lab.sim_node import SimNode, SimProcess
     from swarm.lab.world import World
 
-RESYNC_S = 30.0
-"""Within which a holder that missed a step has taken the state again."""
-MISSED = re.compile(r"(?:step|round) of stage (\d+), slot ")
 SETTLE_S = 60.0
 """From the last disturbance until every view must tell the truth."""
-
-
-@dataclass(slots=True)
-class Evidence:
-    """What the training halves showed of what they applied, kept for the checkers.
-
-    records: (cell, slot) -> different records that somebody holds to be decided; there may be one.
-    hashes: (cell, slot, stage) -> node -> hash of its weights.
-    newest: cell -> its record of the highest slot. undone: sentences, where that went back.
-    excused: (node, stage) -> until when it may differ: it has said that it missed a step, and
-        takes the state again as soon as it can reach somebody who did not.
-    failures: sentences, whom an error ended.
-    touched: what is new in `records` since the checkers looked last.
-    """
-
-    records: dict[tuple[str, int], list[CellRecord]] = field(default_factory=dict)
-    hashes: dict[tuple[str, int, int], dict[str, str]] = field(default_factory=dict)
-    newest: dict[str, CellRecord] = field(default_factory=dict)
-    undone: list[str] = field(default_factory=list)
-    excused: dict[tuple[str, int], float] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    touched: dict[tuple[str, int], None] = field(default_factory=dict)
-
-    def hear(self, node: SimNode, body: Body) -> None:
-        """A training half told its gossip half something; facts follow every applied record."""
-        trainer = node.training.trainer if node.training else None
-        if not isinstance(body, FactsChanged) or trainer is None or body.facts.cell != trainer.cell:
-            return
-        for record in (trainer.reached, trainer.record):
-            self._keep(record)
-        key = (trainer.reached.cell, trainer.reached.slot)
-        for stage, digest in body.facts.hashes.items():
-            if self.excused.get((node.node, int(stage)), 0.0) <= virtual_now():
-                self.hashes.setdefault((*key, int(stage)), {})[node.node] = digest
-
-    def see(self, event: Event) -> None:
-        """A process noted a fact."""
-        missed = MISSED.match(str(event.fields.get("what", ""))) if event.kind == "dropped" else None
-        if missed:
-            self.excused[event.node, int(missed[1])] = event.time + RESYNC_S
-
-    def fail(self, process: SimProcess, error: Exception) -> None:
-        """An error ended a process: the innermost one, and where it was raised."""
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{where.filename.rpartition('/')[2]}:{where.lineno} in {where.name}"
-        self.failures.append(f"{process.node[:12]} died of {type(error).__name__}: {error} ({place})")
-
-    def _keep(self, record: CellRecord) -> None:
-        key = (record.cell, record.slot)
-        self.touched[key] = None
-        found = self.records.setdefault(key, [])
-        if record not in found:
-            found.append(record)
-        newest = self.newest.get(record.cell)
-        if newest is None or record.slot > newest.slot:
-            if newest is not None and record.iteration < newest.iteration:
-                was = f"slot {newest.slot} had iteration {newest.iteration}"
-                self.undone.append(f"{record.cell}: {was}, slot {record.slot} has {record.iteration}")
-            self.newest[record.cell] = record
-
-    def fresh(self) -> Iterator[CellRecord]:
-        """Every decided record of the slots that were touched."""
-        for key in self.touched:
-            yield from self.records[key]
-
-    def data_nodes(self, record: CellRecord) -> int:
-        """How many data nodes may have fed a slot: those of its roster and of the one before.
-
-        A survivor's new cell may finish the slot that was open when the old one lost its majority:
-        the record that founded it has survivors only, so the old cell's last one counts too.
-        """
-        before = list(self.records.get((record.cell, record.slot - 1), []))
-        if any(r.act == "found" for r in before):
-            family = record.cell.split("~")[0]
-            for (cell, slot), found in self.records.items():
-                if slot == record.slot - 2 and cell.split("~")[0] == family:
-                    before += found
-        return len({node for r in (record, *before) for node in r.roster[0]})
 
 
 Checker = Callable[["World"], Iterator[str]]

@@ -20,13 +20,14 @@ from swarm.daemon.compute import CostCompute
 from swarm.events import Event
 from swarm.gossip.config import GossipConfig, volunteer_wan
 from swarm.job import Job
-from swarm.lab.checkers import CHECKERS, Evidence
+from swarm.lab.checkers import CHECKERS
 from swarm.lab.disks import SimDisk
+from swarm.lab.evidence import Evidence
 from swarm.lab.faults import Fault
 from swarm.lab.misfortune import Misfortune
 from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
 from swarm.pipeline.data import Corpus, load_corpus
-from swarm.pipeline.model import preset
+from swarm.pipeline.model import ModelConfig, preset
 from transport.identity import Identity, RunKeyGrant, SigningKey, sign_grant
 from transport.sim_network import QueueLimits, SimNetwork
 from transport.sim_paths import LinkShape
@@ -49,6 +50,7 @@ class WorldOptions:
     flops_per_s: of a node of middling speed; each has between half and one and a half of it.
     latency_s: one way between two nodes, drawn for each pair between these.
     bandwidth_bytes_per_s: of each pair, drawn likewise.
+    model: what is trained instead of the job's preset, for worlds whose messages alone matter.
     gossip, queues: how membership behaves, and what a link keeps for a peer at most.
     """
 
@@ -60,6 +62,7 @@ class WorldOptions:
     flops_per_s: float = 2e10
     latency_s: tuple[float, float] = (0.005, 0.05)
     bandwidth_bytes_per_s: tuple[float, float] = (1e7, 1e8)
+    model: ModelConfig | None = None
     gossip: GossipConfig = field(default_factory=volunteer_wan)
     queues: QueueLimits = field(default_factory=QueueLimits)
 
@@ -93,7 +96,7 @@ class World:
         self._ground = Ground(
             network=self.network,
             job=self.job,
-            config=preset(self.job.model.preset, corpus.vocab),
+            config=options.model or preset(self.job.model.preset, corpus.vocab),
             corpus=corpus,
             root_key=self._authority.root_key,
             gossip=options.gossip,
@@ -249,6 +252,7 @@ class World:
 
     def check(self) -> tuple[str, ...]:
         """What is broken now, in sentences."""
+        self.evidence.look(self.holders(), self.job.pipeline.stages)
         broken = tuple(f"{found} (at {virtual_now():.1f} s)" for check in CHECKERS for found in check(self))
         self.evidence.touched.clear()
         return broken

@@ -1,0 +1,217 @@
+"""Worlds drawn from a seed: nodes, faults, network and job, every class of fault on or off.
+
+Which classes are on is drawn, too ("swarm testing", Groce et al. 2012): what only happens when
+some fault is absent is found as well as what needs two of them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from swarm.job import Job
+from swarm.lab.faults import Fault
+from swarm.lab.world import Outcome, World, WorldOptions
+from swarm.pipeline.data import Corpus
+from swarm.pipeline.model import ModelConfig
+from transport.virtual_time import run_virtual
+
+FIRST_S, LAST_S = 1.5, 25.0
+"""Between these moments faults begin: after the founding of the job, and while it trains."""
+LONGEST_S = 40.0
+PATIENCE_S = 600.0
+"""From the end of the last fault until the job must be finished."""
+WORDS = 60
+FAULT: TypeAdapter[Fault] = TypeAdapter(Fault)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One world of a soak: what it is made from, and which classes of faults are on."""
+
+    classes: tuple[str, ...]
+    options: WorldOptions
+
+
+def draw(seed: int, allowed: Sequence[str] = ()) -> Scenario:
+    """The scenario of a seed. allowed: classes that may be on; none given means all."""
+    rng = Random(f"soak {seed}")
+    nodes = rng.choice((1, 2, 3, 3, 4, 4, 5, 6, 8))
+    job = _job(rng, nodes)
+    classes = tuple(name for name in CLASSES if rng.random() < 0.3 and name in (allowed or CLASSES))
+    # Each class has its own chance, so that leaving one out changes nothing about the others.
+    chances = {name: Random(rng.getrandbits(64)) for name in CLASSES}
+    faults: list[Fault] = []
+    for name in classes:
+        for fields in CLASSES[name](chances[name], job):
+            said = {"at_s": round(chances[name].uniform(FIRST_S, LAST_S), 2)} | fields
+            faults.append(FAULT.validate_python({k: v for k, v in said.items() if v is not None}))
+    options = WorldOptions(
+        job=job,
+        faults=tuple(faults),
+        seed=seed,
+        nodes=nodes + rng.choice((0, 0, 1)),
+        until_s=max((_end_s(fault) for fault in faults), default=0.0) + PATIENCE_S,
+        flops_per_s=rng.choice((1e6, 3e6, 1e7)),
+        latency_s=rng.choice(((0.001, 0.01), (0.005, 0.05), (0.05, 0.2))),
+        bandwidth_bytes_per_s=rng.choice(((1e6, 1e7), (1e7, 1e8))),
+        model=TINY,
+    )
+    return Scenario(classes=classes, options=options)
+
+
+def _job(rng: Random, nodes: int) -> Job:
+    stages = rng.choice((1, 2, 3, 4))
+    return Job.model_validate(
+        {
+            "name": "soak",
+            "data": {"path": "words", "sequence": 8},
+            "pipeline": {
+                "nodes": nodes,
+                "cells": rng.randint(1, max(1, min(3, nodes // 2))),
+                "stages": stages,
+                "microbatch": 1,
+                "microbatches": rng.choice((1, 2, 4)),
+                "in_flight": rng.choice((1, 4)),
+            },
+            "inner": {"iterations": rng.randint(10, 40), "warmup": 2},
+            "outer": {
+                "every": rng.choice((1, 2, 5, 100)),
+                "method": rng.choice(("diloco", "diloco", "none")),
+            },
+            "recovery": {"checkpoint_every": rng.choice((2, 5, 1000))},
+        }
+    )
+
+
+def _end_s(fault: Fault) -> float:
+    begins = fault.at_s if fault.at_s is not None else fault.until_s
+    assert begins is not None
+    return begins + (fault.lasts_s or 0.0)
+
+
+# -- classes of faults: what each puts into a script, without its moment ----------------------------
+
+Fields = Iterator[dict[str, Any]]
+
+
+def _who(rng: Random, job: Job) -> str:
+    stage = rng.randrange(job.pipeline.stages)
+    node = rng.randrange(job.pipeline.nodes)
+    return rng.choice((f"node:{node}", "random", "random", "coordinator", f"holder:{stage}"))
+
+
+def _some(rng: Random, job: Job, **fields: Any) -> Fields:
+    """One to three faults of a kind, each for a time."""
+    for _ in range(rng.randint(1, 3)):
+        drawn = {key: value(rng) if callable(value) else value for key, value in fields.items()}
+        yield {"node": _who(rng, job), "for_s": round(rng.uniform(0.5, LONGEST_S), 2)} | drawn
+
+
+def _crash(rng: Random, job: Job) -> Fields:
+    """For ever: fewer than half of the nodes, so that there is somebody to go on."""
+    for node in rng.sample(range(job.pipeline.nodes), rng.randint(0, (job.pipeline.nodes - 1) // 2)):
+        yield {"kind": "crash", "node": f"node:{node}"}
+    if rng.random() < 0.3:
+        yield {"kind": "crash", "node": "coordinator"}
+
+
+def _restart(rng: Random, job: Job) -> Fields:
+    for _ in range(rng.randint(1, 3)):
+        yield {"kind": "restart", "node": _who(rng, job), "after_s": round(rng.uniform(0.2, LONGEST_S), 2)}
+
+
+def _stage_lost(rng: Random, job: Job) -> Fields:
+    if job.pipeline.stages > 1:
+        stage = rng.randrange(1, job.pipeline.stages)
+        yield {"kind": "restart", "node": f"holders:{stage}", "after_s": round(rng.uniform(2, LONGEST_S), 2)}
+
+
+def _sides(rng: Random, job: Job) -> tuple[list[str], list[str]]:
+    everyone = ["coordinator", *(f"node:{node}" for node in range(job.pipeline.nodes))]
+    rng.shuffle(everyone)
+    cut = rng.randint(1, len(everyone) - 1)
+    return everyone[:cut], everyone[cut:]
+
+
+def _cut(rng: Random, job: Job) -> Fields:
+    one_way = rng.random() < 0.5
+    for_s = round(rng.uniform(0.5, LONGEST_S), 2)
+    one, other = _sides(rng, job)
+    yield {"kind": "cut", "between": [one[:1], other], "one_way": one_way, "for_s": for_s}
+
+
+def _partition(rng: Random, job: Job) -> Fields:
+    yield {"kind": "partition", "groups": _sides(rng, job), "for_s": round(rng.uniform(1, LONGEST_S), 2)}
+
+
+def _by_rate(rng: Random, _: Job) -> Fields:
+    """Every node restarts about once in two minutes."""
+    fields = {"at_s": None, "per_hour": 1 - 1e-13, "from_s": FIRST_S, "until_s": LAST_S}
+    yield fields | {"kind": "restart", "node": "random", "after_s": round(rng.uniform(1, 10), 2)}
+
+
+CLASSES: Mapping[str, Callable[[Random, Job], Fields]] = {
+    "crash": _crash,
+    "restart": _restart,
+    "stage_lost": _stage_lost,
+    "by_rate": _by_rate,
+    "pause": lambda rng, job: _some(rng, job, kind="pause"),
+    "cut": _cut,
+    "partition": _partition,
+    "slow_link": lambda rng, job: _some(rng, job, kind="slow_link", factor=lambda r: r.choice((3, 20))),
+    "slow_compute": lambda rng, job: _some(rng, job, kind="slow_compute", factor=lambda r: r.choice((5, 50))),
+    "corrupt": lambda rng, job: _some(
+        rng, job, kind="corrupt", messages=lambda r: r.randint(1, 30), for_s=None
+    ),
+    "disk_full": lambda rng, job: _some(rng, job, kind="disk_full"),
+    "clock_skew": lambda rng, job: _some(
+        rng, job, kind="clock_skew", by_s=lambda r: r.choice((-43_200, -3600, -2, 2, 3600, 43_200))
+    ),
+}
+
+
+# -- playing one ------------------------------------------------------------------------------------
+
+TINY = ModelConfig(vocab=256, width=16, layers=6, heads=2, kv_heads=1, hidden=32)
+"""As many layers as the demo model and hardly any arithmetic: a soak looks for lost messages."""
+
+
+@cache
+def words() -> Corpus:
+    """Text of random words, the same in every world."""
+    rng = Random("words")
+    known = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(WORDS)]
+    tokens = np.frombuffer(" ".join(rng.choices(known, k=4000)).encode(), dtype=np.uint8)
+    digest = hashlib.blake2b(tokens.tobytes(), digest_size=16).hexdigest()
+    return Corpus(train=tokens[:-1000], validation=tokens[-1000:], vocab=256, digest=digest)
+
+
+def play(scenario: Scenario) -> Outcome:
+    """The scenario's world from beginning to end. Not finishing in time is broken, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory(prefix="farflung-soak-") as directory:
+            return run_virtual(_play(scenario, Path(directory)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+async def _play(scenario: Scenario, directory: Path) -> Outcome:
+    world = World(scenario.options, words(), directory)
+    outcome = await world.run()
+    if outcome.broken or outcome.finished or world.evidence.extinct:
+        return outcome
+    late = f"not finished {PATIENCE_S:.0f} s after the last fault, with iteration {world.iteration}"
+    return replace(outcome, broken=(f"{late} committed (at {outcome.seconds:.1f} s)",))
