@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
-from math import inf
+from contextlib import suppress
 from typing import Protocol
 
 from transport.link import Closed, Endpoint, LinkClosed, LinkEvent, LinkStats, Malformed, Received
 from transport.machine import NodeId
+from transport.sim_stream import DropCause, Packet, Stream
 from transport.wire import Buffer, Lane, Message, Schema, WireError, check_buffers
 
 LINGER_S = 1.0
@@ -22,50 +22,19 @@ REASONS_MAX = 16
 """Reasons reported per peer; the peer chooses their text, so they must not pile up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """A message on its way. leaves, due: when it has left the sender, when it arrives."""
-
-    header: bytes
-    buffers: tuple[memoryview, ...]
-    nbytes: int
-    leaves: float
-    due: float
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """Messages of one link to another on one lane: under way, or arrived and not yet taken."""
-
-    sender: SimLink
-    receiver: SimLink
-    lane: Lane
-    packets: deque[Packet] = field(default_factory=deque)
-    kept_messages: int = 0
-    kept_bytes: int = 0
-
-    def put(self, packet: Packet) -> None:
-        """Send on its way; it stays counted until `release`."""
-        self.kept_messages += 1
-        self.kept_bytes += packet.nbytes
-        self.packets.append(packet)
-
-    def release(self, nbytes: int) -> None:
-        """Make room: the receiver has taken this much, or it is lost."""
-        self.kept_messages -= 1
-        self.kept_bytes -= nbytes
-
-    def drop(self, after: float) -> None:
-        """Lose what leaves the sender later than `after`."""
-        while self.packets and self.packets[-1].leaves > after:
-            self.release(self.packets.pop().nbytes)
-
-
 class Carrier(Protocol):
     """What a link needs of the network it is part of."""
 
     def carry(self, sender: SimLink, endpoint: Endpoint, message: Message) -> int | None:
         """Bytes sent, even if nobody listens there; None if the queue is full."""
+        ...
+
+    def begin(self, stream: Stream) -> None:
+        """A link sends to another on a lane for the first time since they last parted."""
+        ...
+
+    def end(self, stream: Stream, cause: DropCause) -> None:
+        """What is under way is lost, and nothing follows it."""
         ...
 
     def shut(self, link: SimLink) -> None:
@@ -93,6 +62,7 @@ class SimLink:
         self.streams: dict[tuple[SimLink, Lane], Stream] = {}
         self._inbox: deque[tuple[LinkEvent, Stream | None, int]] = deque()
         self._arrived = asyncio.Event()
+        self.left = asyncio.Event()
         self._reasons: dict[NodeId, set[str]] = {}
 
     @property
@@ -167,19 +137,21 @@ class SimLink:
     async def close(self) -> None:
         """Let what is queued leave for at most a second, then close."""
         now = asyncio.get_running_loop().time()
-        leaves = [stream.packets[-1].leaves for stream in self.streams.values() if stream.packets]
-        await asyncio.sleep(min(LINGER_S, max([now, *leaves]) - now))
+        leaves = [packet.leaves for stream in self.streams.values() for packet in stream.packets]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await asyncio.sleep(max([now, *leaves]) - now)
+                while any(stream.unsent for stream in self.streams.values()):
+                    self.left.clear()
+                    await self.left.wait()
         if not self.closed:
             self._network.shut(self)
 
     def arrive(self, stream: Stream, packet: Packet) -> None:
         """Take a packet in: admit its sender, check it as the real wire does, queue it for `recv`."""
         sender, peer = stream.sender, self._admitted.get(stream.sender.endpoint.curve_key)
-        if self.closed:
-            sender.streams.pop((self, stream.lane), None)
-            return
         if peer is None:
-            stream.release(packet.nbytes)
+            stream.lose(packet.nbytes, "unauthorised")
             self.stats.dropped_unauthorised += 1
             return
         if not sender.closed:
@@ -188,9 +160,10 @@ class SimLink:
             body = self.schema.unpack(packet.header)
             check_buffers(body, packet.buffers)
         except WireError as error:
-            stream.release(packet.nbytes)
+            stream.lose(packet.nbytes, "malformed")
             self._refuse(peer, str(error))
             return
+        stream.count.delivered += packet.nbytes
         self.stats.messages_received += 1
         self.stats.bytes_received[stream.lane] += packet.nbytes
         self._put(Received(peer, Message(body, packet.buffers)), stream, packet.nbytes)
@@ -211,20 +184,20 @@ class SimLink:
         key = (receiver, lane)
         if key not in self.streams:
             self.streams[key] = Stream(self, receiver, lane)
+            self._network.begin(self.streams[key])
         return self.streams[key]
 
     def streams_to(self, receiver: SimLink) -> list[Stream]:
         """The streams to another link that were ever used."""
         return [stream for stream in self.streams.values() if stream.receiver is receiver]
 
-    def disconnect(self, other: SimLink) -> None:
+    def disconnect(self, other: SimLink, cause: DropCause) -> None:
         """The connection is gone. Tell whoever listens, once."""
         if other not in self.connected:
             return
         del self.connected[other]
         for stream in self.streams_to(other):
-            del self.streams[other, stream.lane]
-            stream.drop(-inf)
+            self._network.end(stream, cause)
         peer = self._admitted.get(other.endpoint.curve_key)
         if peer is not None and not self.closed:
             self._put(Closed(peer))

@@ -1,23 +1,22 @@
 """The simulated network: carries messages between links, and makes what goes wrong.
 
-`sim_paths.py` says how long a message travels and who is cut off; this file moves it.
+`sim_traffic.py` moves the messages; this file opens and closes the connections, and makes the faults.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Collection, Sequence
-from contextvars import Context
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
-from math import inf
 from random import Random
 
 from transport.link import Endpoint
 from transport.machine import NodeId
-from transport.sim_link import Packet, SimLink, Stream, as_sent
-from transport.sim_paths import Cut, LinkShape, Paths, side
-from transport.wire import Buffer, Lane, Message, Schema
+from transport.sim_link import SimLink, as_sent
+from transport.sim_paths import Cut, LinkShape, Paths, Span, side
+from transport.sim_stream import DropCause, Packet, Stream
+from transport.sim_traffic import Traffic, clock_s
+from transport.wire import Lane, Message, Schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +41,8 @@ class QueueLimits:
 class SimNetwork:
     """All simulated links, and what goes wrong between them.
 
+    default: of every path that has no shape of its own; its bandwidth is also that of every node's
+        uplink and downlink until `set_access`.
     patience_s: how long a connection outlives a cut. Then what it held is lost and both ends
         hear Closed, as by heartbeats over a real connection.
     """
@@ -55,13 +56,12 @@ class SimNetwork:
         patience_s: float = 30.0,
     ) -> None:
         self._paths = Paths(rng, default)
+        self._traffic = Traffic(self._paths)
         self._queues = queues or QueueLimits()
         self._patience_s = patience_s
         self._links: dict[str, SimLink] = {}
         self._addresses = count()
         self._corrupt: dict[NodeId, int] = {}
-        # What is under way belongs to nobody: it arrives even if its sender stands still.
-        self._context = Context()
 
     def open(self, me: NodeId, *, curve_key: str, schema: Schema, address: str | None = None) -> SimLink:
         """A new link. A node may have several; `address` brings one back where it was."""
@@ -71,15 +71,30 @@ class SimNetwork:
         self._links[address] = link
         return link
 
-    def set_shape(self, sender: NodeId, receiver: NodeId, shape: LinkShape, both_ways: bool = True) -> None:
-        """Replace the default shape between two nodes."""
-        self._paths.set_shape(sender, receiver, shape)
+    def set_shape(
+        self,
+        sender: NodeId,
+        receiver: NodeId,
+        shape: LinkShape,
+        both_ways: bool = True,
+        *,
+        over_s: float = 0.0,
+    ) -> None:
+        """Replace the shape between two nodes, linearly over so many seconds; 0: at once."""
+        span = Span(clock_s(), clock_s() + over_s) if over_s else None
+        self._paths.set_shape(sender, receiver, shape, span)
         if both_ways:
-            self._paths.set_shape(receiver, sender, shape)
+            self._paths.set_shape(receiver, sender, shape, span)
+        self._traffic.follow()
 
-    def slow(self, node: NodeId, factor: float) -> None:
-        """From now on `node` has `factor` times the latency and 1/`factor` of the bandwidth."""
-        self._paths.set_slowness(node, factor)
+    def set_access(self, node: NodeId, up_bytes_per_s: float, down_bytes_per_s: float) -> None:
+        """What `node` sends and receives at most, all its bulk transfers together."""
+        self._traffic.set_access(node, up_bytes_per_s, down_bytes_per_s)
+
+    def slow(self, node: NodeId, factor: float, *, over_s: float = 0.0) -> None:
+        """Give `node` `factor` times the latency and 1/`factor` of the bandwidth, after `over_s` seconds."""
+        self._paths.set_slowness(node, factor, Span(clock_s(), clock_s() + over_s))
+        self._traffic.follow()
 
     def corrupt(self, node: NodeId, messages: int = 1) -> None:
         """Flip the first byte of the next headers that `node` sends: they decode to no map."""
@@ -99,6 +114,7 @@ class SimNetwork:
         """Mend one cut, or all. What was held is on its way again; healing twice is harmless."""
         self._paths.cuts = [other for other in self._paths.cuts if cut is not None and other is not cut]
         self._resend()
+        self._traffic.follow()
 
     def pause(self, node: NodeId) -> None:
         """Hold what `node` sends and what is sent to it. Nobody hears Closed.
@@ -106,11 +122,13 @@ class SimNetwork:
         Its own code goes on, unless the loop freezes it (`VirtualTimeLoop.freeze`).
         """
         self._paths.paused.add(node)
+        self._traffic.follow()
 
     def resume(self, node: NodeId) -> None:
         """End a pause: what was held is on its way again."""
         self._paths.paused.discard(node)
         self._resend()
+        self._traffic.follow()
 
     def crash(self, node: NodeId, *, silent: bool = False) -> None:
         """Close all links of `node` at once: what had not left is lost, peers hear Closed.
@@ -120,11 +138,20 @@ class SimNetwork:
         for link in [link for link in self._links.values() if link.me == node]:
             self.shut(link, silent=silent)
         self._paths.paused.discard(node)
-        self._paths.reset_uplink(node)
+        self._paths.forget_uplink(node)
+        self._traffic.follow()
+
+    @property
+    def traffic(self) -> Traffic:
+        """All messages that are on their way, and an account of their bytes."""
+        return self._traffic
+
+    # -- cuts --------------------------------------------------------------------------------
 
     def _sever(self, cut: Cut) -> Cut:
         self._paths.cuts.append(cut)
-        self._at(_now() + self._patience_s, self._give_up, cut)
+        self._traffic.at(clock_s() + self._patience_s, self._give_up, cut)
+        self._traffic.follow()
         return cut
 
     def _give_up(self, cut: Cut) -> None:
@@ -134,8 +161,11 @@ class SimNetwork:
         for link in self._links.values():
             for other in list(link.connected):
                 if cut.severs(link.me, other.me) or cut.severs(other.me, link.me):
-                    link.disconnect(other)
-                    other.disconnect(link)
+                    link.disconnect(other, "cut")
+                    other.disconnect(link, "cut")
+        self._traffic.share()
+
+    # -- messages ----------------------------------------------------------------------------
 
     def carry(self, sender: SimLink, endpoint: Endpoint, message: Message) -> int | None:
         """Bytes sent, even if nobody listens there; None if the queue is full."""
@@ -143,18 +173,15 @@ class SimNetwork:
         nbytes = len(header) + sum(memoryview(buffer).nbytes for buffer in message.buffers)
         receiver = self._links.get(endpoint.address)
         # Somebody else's key at that address fails the handshake, so nothing is sent to it.
-        if receiver is not None and receiver.endpoint == endpoint:
-            stream = sender.stream_to(receiver, lane)
-            if not self._queues.admit(lane, stream.kept_messages + 1, stream.kept_bytes + nbytes):
-                return None
-            self._launch(stream, self._spoiled(sender.me, header), message.buffers, nbytes)
+        if receiver is None or receiver.endpoint != endpoint:
+            self._traffic.lose(lane, nbytes)
+            return nbytes
+        stream = sender.stream_to(receiver, lane)
+        if not self._queues.admit(lane, stream.kept_messages + 1, stream.kept_bytes + nbytes):
+            return None
+        buffers = tuple(as_sent(buffer) for buffer in message.buffers)
+        self._traffic.send(stream, Packet(self._spoiled(sender.me, header), buffers, nbytes))
         return nbytes
-
-    def _launch(self, stream: Stream, header: bytes, buffers: Sequence[Buffer], nbytes: int) -> None:
-        sender, receiver = stream.sender.me, stream.receiver.me
-        leaves, due = self._paths.journey(sender, receiver, stream.lane, nbytes, _now())
-        stream.put(Packet(header, tuple(as_sent(buffer) for buffer in buffers), nbytes, leaves, due))
-        self._at(due, self._deliver, stream)
 
     def _spoiled(self, sender: NodeId, header: bytes) -> bytes:
         if not self._corrupt.get(sender):
@@ -162,24 +189,23 @@ class SimNetwork:
         self._corrupt[sender] -= 1
         return bytes((header[0] ^ 0xFF,)) + header[1:]
 
-    def _deliver(self, stream: Stream) -> None:
-        """Hand over what is due, in order, unless it is held back."""
-        if self._paths.blocked(stream.sender.me, stream.receiver.me):
-            return
-        now = _now()
-        # As in any byte stream, what delays one message delays those behind it.
-        while stream.packets and stream.packets[0].due <= now:
-            stream.receiver.arrive(stream, stream.packets.popleft())
-
     def _resend(self) -> None:
         """Set what was held in motion, and tell who missed the end of a connection."""
+        self._traffic.resend()
         for link in self._links.values():
-            for stream in link.streams.values():
-                if stream.packets:
-                    self._at(_now() + self._latency(link, stream.receiver), self._deliver, stream)
             for other in link.connected:
                 if link not in other.connected:
-                    self._at(_now() + self._latency(other, link), self._notice, link, other)
+                    self._traffic.at(clock_s() + self._latency(other, link), self._notice, link, other)
+
+    # -- connections -------------------------------------------------------------------------
+
+    def begin(self, stream: Stream) -> None:
+        """A link sends to another on a lane for the first time since they last parted."""
+        self._traffic.begin(stream)
+
+    def end(self, stream: Stream, cause: DropCause) -> None:
+        """What is under way is lost, and nothing follows it."""
+        self._traffic.end(stream, cause)
 
     def shut(self, link: SimLink, *, silent: bool = False) -> None:
         """Take a link off the network."""
@@ -189,33 +215,26 @@ class SimNetwork:
                 other.connected.pop(link, None)
             else:
                 self.hang_up(link, other)
-        for stream in link.streams.values():
-            self._drop_unsent(stream)
+        for stream in list(link.streams.values()):
+            self._traffic.drop_unsent(stream)
+            if stream.idle():
+                self._traffic.end(stream, "closed")
         link.shut()
+        self._traffic.share()
 
     def hang_up(self, link: SimLink, other: SimLink) -> None:
         """End a connection from one side. What has left still arrives, and then Closed."""
-        under_way = [_now() + self._latency(link, other)]
+        under_way = [clock_s() + self._latency(link, other)]
         for stream in link.streams_to(other):
-            self._drop_unsent(stream)
-            under_way += [packet.due for packet in stream.packets]
-        self._at(max(under_way), self._notice, other, link)
-
-    def _drop_unsent(self, stream: Stream) -> None:
-        # What a cut or pause holds back would need its sender to send it again.
-        blocked = self._paths.blocked(stream.sender.me, stream.receiver.me)
-        stream.drop(-inf if blocked else _now())
+            self._traffic.drop_unsent(stream)
+            under_way += [packet.due for packet in stream.under_way()]
+        self._traffic.at(max(under_way), self._notice, other, link)
+        self._traffic.share()
 
     def _notice(self, link: SimLink, gone: SimLink) -> None:
         if not self._paths.blocked(gone.me, link.me):
-            link.disconnect(gone)
+            link.disconnect(gone, "closed")
+            self._traffic.share()
 
     def _latency(self, sender: SimLink, receiver: SimLink) -> float:
-        return self._paths.shape(sender.me, receiver.me).latency_s
-
-    def _at(self, when: float, callback: Callable[..., None], *args: Cut | Stream | SimLink) -> None:
-        asyncio.get_running_loop().call_at(when, callback, *args, context=self._context)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+        return self._paths.shape(sender.me, receiver.me, clock_s()).latency_s

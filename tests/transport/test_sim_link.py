@@ -105,16 +105,38 @@ def test_a_message_takes_its_bytes_over_bandwidth_and_the_latency() -> None:
             world.ann.send(peer, _cargo(2_000_000))
         return [*await _times(world.bob, 1), *await _times(world.eve, 1)]
 
-    # One uplink: the second message leaves when the first has left. Headers are some 50 bytes.
+    # One uplink, shared: both go at half its speed. Headers are some 50 bytes.
+    assert _run(scenario()) == pytest.approx([4.25, 4.25], abs=1e-3)
+
+
+def test_messages_to_one_peer_leave_one_after_the_other() -> None:
+    async def scenario() -> list[float]:
+        world = World(LinkShape(latency_s=0.25, bandwidth_bytes_per_s=1e6))
+        for _ in range(2):
+            world.ann.send(BOB, _cargo(2_000_000))
+        return await _times(world.bob, 2)
+
     assert _run(scenario()) == pytest.approx([2.25, 4.25], abs=1e-3)
 
 
-def test_uplinks_of_different_senders_do_not_share() -> None:
+def test_senders_to_one_peer_share_its_downlink_and_no_more() -> None:
     async def scenario() -> list[float]:
         world = World(LinkShape(latency_s=0.25, bandwidth_bytes_per_s=1e6))
         for sender in (world.ann, world.eve):
             sender.send(BOB, _cargo(2_000_000))
-        return await _times(world.bob, 2)
+        world.zoe.send(EVE, _cargo(2_000_000))
+        return [*await _times(world.eve, 1), *await _times(world.bob, 2)]
+
+    assert _run(scenario()) == pytest.approx([2.25, 4.25, 4.25], abs=1e-3)
+
+
+def test_a_node_with_a_wider_access_sends_on_two_paths_at_once() -> None:
+    async def scenario() -> list[float]:
+        world = World(LinkShape(latency_s=0.25, bandwidth_bytes_per_s=1e6))
+        world.network.set_access(ANN, 4e6, 1e6)
+        for peer in (BOB, EVE):
+            world.ann.send(peer, _cargo(2_000_000))
+        return [*await _times(world.bob, 1), *await _times(world.eve, 1)]
 
     assert _run(scenario()) == pytest.approx([2.25, 2.25], abs=1e-3)
 
