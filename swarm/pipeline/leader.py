@@ -284,8 +284,11 @@ class Leader(Office):
         return to(sorted({*self._members(), *roster_nodes(record.roster)}), propose)
 
     def _accepted(self, now: float) -> Sequence[Effect]:
-        if self._proposal is None or not is_majority(self._accepts, self.record.roster):
+        if self._proposal is None:
             return []
+        if not is_majority(self._accepts, self.record.roster):
+            silent = [node for node in self._members() if node not in self._accepts]
+            return [] if self._may_answer(silent) else self._query(now, "no majority is left to accept")
         signed, self._proposal, self._until = self._proposal, None, None
         record = read_record(signed)
         if record.act == "step":
@@ -303,8 +306,10 @@ class Leader(Office):
 
     def _absent(self, peer: NodeId, body: Absent, now: float) -> Sequence[Effect]:
         if self.phase == "querying" and not body.stages:
+            if body.term != self.term:
+                return []  # an answer to an earlier candidacy; it may have a voice by now
             self.election.strangers.add(peer)
-            return []
+            return self._alone(now)
         self.appointments.absent(peer, body.stages, self.record, now)
         return self._somebody_missing(now)
 
@@ -325,8 +330,12 @@ class Leader(Office):
 
     def _somebody_missing(self, now: float) -> Sequence[Effect]:
         """Somebody is dead, suspect or absent: do not wait for them."""
+        if self.phase == "querying":
+            return self._alone(now)
         if self.phase == "running":
             return self._reported(now)
+        if self.phase == "proposing":
+            return self._accepted(now)
         if self.phase == "closing":
             rows = [row for stage, row in enumerate(self._rows) if row and stage not in self.ledger.sums]
             firsts = [(row[0], stage) for stage, row in enumerate(self._rows) if row in rows]

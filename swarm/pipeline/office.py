@@ -34,7 +34,9 @@ from swarm.planning.placement import Place
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Body, Message, Signed
 
-Phase = Literal["following", "querying", "pausing", "running", "closing", "resting", "proposing", "done"]
+Phase = Literal[
+    "following", "querying", "founding", "pausing", "running", "closing", "resting", "proposing", "done"
+]
 QUERY_MAX_S = 3.0
 """How long a candidate waits for promises: small messages, answered at once by whoever is there."""
 STEP_DOWN_S = 1.0
@@ -94,7 +96,7 @@ class Office(ABC):
     def advance(self, signed: Signed, record: CellRecord, now: float) -> Sequence[Effect]:
         """This node applied a decided record."""
         member = bool(stages_of(record.roster, self.me))
-        leads = self.phase == "proposing" and record.term <= self.term and member
+        leads = self.phase in ("founding", "proposing") and record.term <= self.term and member
         self._adopt(signed, record)
         self.appointments.decided(record, now)
         self.election.decided(record)
@@ -144,7 +146,7 @@ class Office(ABC):
 
     def _promised(self, now: float) -> Sequence[Effect]:
         if not self.election.won(self.record):
-            return []
+            return self._alone(now)
         effects = self._catch_up_promised()
         fields = {"cell": self.record.cell, "term": self.term, "reason": self.election.why}
         effects.append(Noted("leading", fields))
@@ -159,20 +161,36 @@ class Office(ABC):
         return [effect for node, promise in promises for effect in self._catch_up(node, promise.slot)]
 
     def _no_majority(self, now: float) -> Sequence[Effect]:
-        """Too few promised. When the others are gone for good, those left are a new cell."""
-        missing = self.election.silent(self.record)
-        if any(self.view.status(n) not in ("dead", "left") for n in missing):
+        """Too few promised in time. When the others are gone for good, those left are a new cell."""
+        if self._may_answer(self.election.silent(self.record)):
             return self._query(now, self.election.why)
         found = self.election.remainder(self.record, self.digest)
-        if not self._can_live(found):
-            return self._dissolve(found, now)
+        return self._found(found, now) if self._can_live(found) else self._dissolve(found, now)
+
+    def _alone(self, now: float) -> Sequence[Effect]:
+        """Whoever may still answer has, and it is no majority: nothing is left to wait for.
+
+        Those who cannot live by themselves wait all the same: to dissolve is not urgent.
+        """
+        if self._may_answer(self.election.silent(self.record)) or self.election.won(self.record):
+            return []
+        found = self.election.remainder(self.record, self.digest)
+        return self._found(found, now) if self._can_live(found) else []
+
+    def _may_answer(self, nodes: Sequence[NodeId]) -> bool:
+        """Whether somebody of these is not buried yet. A suspect may have a majority with it elsewhere."""
+        return any(self.view.status(node) not in ("dead", "left") for node in nodes)
+
+    def _found(self, found: CellRecord, now: float) -> Sequence[Effect]:
+        """Go on under a new name, with what the old one may have decided already."""
+        missing = self.election.silent(self.record)
         unfinished = self.election.unfinished(self.record, self.digest)
         self._carried = read_record(unfinished) if unfinished else None
         reason = f"{len(missing)} members of the last roster are gone, no majority is left"
         noted = Noted("cell", {"old": self.record.cell, "new": found.cell, "reason": reason})
         commit = self._commit_of(sign_record(found, self._sign))
         effects = self._catch_up_promised()
-        self.phase, self._begun = "proposing", now
+        self.phase, self._begun, self._until = "founding", now, None
         return [noted, *effects, *to(roster_nodes(found.roster), commit)]
 
     def _can_live(self, found: CellRecord) -> bool:

@@ -1,0 +1,170 @@
+"""Survivors without a majority go on under a new name: at once when nobody else can answer, never before."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from swarm.events import Noted
+from swarm.gossip.view import Member, MemberRecord, Status, View
+from swarm.job import Job
+from swarm.messages import (
+    Absent,
+    Accept,
+    CellRecord,
+    Commit,
+    Plan,
+    Promise,
+    Propose,
+    Query,
+    Report,
+    StageSum,
+    Summed,
+)
+from swarm.pipeline.follower import Apply, Follower
+from swarm.pipeline.leader import Leader
+from swarm.pipeline.records import read_record, record_digest, sign_record
+from transport.identity import Identity
+from transport.machine import Effect, NodeId, Send
+from transport.wire import Body, Message, Signed
+
+PEOPLE = sorted((Identity.create(random.Random(i)) for i in range(5)), key=lambda identity: identity.node)
+A, B, C, D, E = (NodeId(identity.node) for identity in PEOPLE)
+JOB = Job.model_validate({"pipeline": {"stages": 2}, "outer": {"method": "none"}})
+
+
+def founded(*rows: tuple[str, ...]) -> Signed:
+    record = CellRecord(
+        cell="c0",
+        slot=0,
+        term=0,
+        act="found",
+        iteration=0,
+        round=0,
+        previous="",
+        roster=rows,
+        leader=A,
+    )
+    return sign_record(record, PEOPLE[0].sign)
+
+
+FIRST = founded((A, B), (A, B, C, D, E))
+
+
+def seen(verdicts: dict[NodeId, Status]) -> View:
+    view = View()
+    for node in (A, B, C, D, E):
+        record = MemberRecord(
+            job="", node=node, incarnation=0, seq=0, gossip="", work="", curve_key="", certificate=b""
+        )
+        view = view.with_member(Member(record, verdicts.get(node, "alive")))
+    return view
+
+
+def leader_of(first: Signed = FIRST) -> Leader:
+    return Leader(A, JOB, first, sign=PEOPLE[0].sign, check=lambda _: True, place=lambda *_: ())
+
+
+def promise(leader: Leader, **fields: Any) -> Message:
+    return Message(Promise(cell="c0", slot=0, term=leader.term, decided=FIRST, **fields))
+
+
+def bodies(effects: Sequence[Effect], kind: type[Body]) -> list[Body]:
+    sent = [effect.message.body for effect in effects if isinstance(effect, Send)]
+    return [body for body in sent if isinstance(body, kind)]
+
+
+def new_cell(effects: Sequence[Effect]) -> CellRecord | None:
+    """The founding record that was sent, if any."""
+    founding = [body for body in bodies(effects, Commit) if isinstance(body, Commit)]
+    records = [read_record(body.record) for body in founding]
+    return next((record for record in records if record.act == "found"), None)
+
+
+def test_survivors_go_on_as_soon_as_the_last_of_them_has_answered() -> None:
+    leader = leader_of()
+    assert bodies(leader.observe(seen({C: "dead", D: "left", E: "dead"}), 0.0), Query)
+    assert new_cell(leader.handle(A, promise(leader), 0.0)) is None
+    effects = leader.handle(B, promise(leader), 0.0)
+    found = new_cell(effects)
+    assert found is not None
+    assert found.roster == ((A, B), (A, B))
+    assert found.cell not in ("", "c0")
+    (noted,) = [e for e in effects if isinstance(e, Noted)]
+    assert noted.fields["reason"] == "3 members of the last roster are gone, no majority is left"
+
+
+def test_the_verdict_that_comes_after_the_answers_is_acted_upon_at_once() -> None:
+    leader = leader_of()
+    leader.observe(seen({C: "suspect", D: "suspect", E: "suspect"}), 0.0)
+    leader.handle(A, promise(leader), 0.0)
+    assert new_cell(leader.handle(B, promise(leader), 0.0)) is None
+    assert new_cell(leader.observe(seen({C: "dead", D: "suspect", E: "dead"}), 0.5)) is None
+    assert new_cell(leader.observe(seen({C: "dead", D: "dead", E: "dead"}), 0.6)) is not None
+
+
+@pytest.mark.parametrize("verdict", ["alive", "suspect"])
+def test_while_one_that_could_make_a_majority_is_not_buried_the_name_stays(verdict: Status) -> None:
+    """A suspect may lead the others at this moment; a name must never have two histories."""
+    leader = leader_of()
+    leader.observe(seen({C: "dead", D: "dead", E: verdict}), 0.0)
+    effects = [*leader.handle(A, promise(leader), 0.0), *leader.handle(B, promise(leader), 0.0)]
+    due = leader.deadline()
+    assert due is not None
+    again = leader.tick(due)
+    assert new_cell([*effects, *again]) is None
+    assert bodies(again, Query)
+
+
+def test_a_member_that_says_it_is_elsewhere_has_answered() -> None:
+    leader = leader_of()
+    leader.observe(seen({C: "dead", D: "dead"}), 0.0)
+    leader.handle(A, promise(leader), 0.0)
+    leader.handle(B, promise(leader), 0.0)
+    gone = Absent(cell="c0", slot=0, term=leader.term, reason="in cell c1")
+    found = new_cell(leader.handle(E, Message(gone), 0.0))
+    assert found is not None
+    assert found.roster == ((A, B), (A, B))
+
+
+def test_survivors_that_lack_a_stage_wait_for_the_deadline_before_they_give_up() -> None:
+    leader = leader_of(founded((A,), (B, C)))
+    leader.observe(seen({B: "dead", C: "dead"}), 0.0)
+    assert leader.handle(A, promise(leader), 0.0) == []
+    assert leader.phase == "querying"
+
+
+def test_what_the_survivors_accepted_is_carried_into_the_new_cell_without_a_wait() -> None:
+    """The others die while a record is proposed: it may be decided, so the new name begins with it."""
+    first = founded((A,), (A, B, C))
+    leader, follower = leader_of(first), Follower(A, first, lambda _: True)
+    leader.observe(seen({}), 0.0)
+    for node in (A, B):
+        leader.handle(node, Message(Promise(cell="c0", slot=0, term=1, decided=first)), 0.0)
+    follower.handle(A, Message(Query(cell="c0", slot=0, term=1)))
+    report = Report(cell="c0", slot=1, term=1, done=1, partial=0, lost=0, tokens=4, loss_sum=8.0)
+    leader.handle(A, Message(report), 1.0)
+    effects: Sequence[Effect] = []
+    for stage in (0, 1):
+        total = StageSum(contributors=(A,), tokens=4, digest="00")
+        about = {"cell": "c0", "slot": 1, "term": 1, "stage": stage, "round_attempt": 1}
+        effects = leader.handle(A, Message(Summed(**about, total=total, squares=1.0)), 1.0)
+    (propose, *_) = bodies(effects, Propose)
+    (accepted,) = follower.handle(A, Message(propose))
+    assert isinstance(accepted, Send) and isinstance(accepted.message.body, Accept)
+    leader.handle(A, accepted.message, 1.0)
+    asked = leader.observe(seen({B: "dead", C: "dead"}), 1.5)
+    (query, *_) = bodies(asked, Query)
+    (promised,) = follower.handle(A, Message(query))
+    assert isinstance(promised, Send)
+    founding = leader.handle(A, promised.message, 1.5)
+    (commit, *_) = bodies(founding, Commit)
+    (applied,) = follower.handle(A, Message(commit))
+    assert isinstance(applied, Apply) and applied.record.act == "found"
+    carried = leader.advance(applied.signed, applied.record, 1.5)
+    (first_step, *_) = bodies(carried, Propose)
+    assert isinstance(first_step, Propose)
+    record = read_record(first_step.record)
+    assert (record.act, record.iteration, record.previous) == ("step", 1, record_digest(applied.signed))
+    assert not bodies(carried, Plan)
