@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -83,7 +84,9 @@ class Spawner:
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Signal the child alone, if it has not ended."""
         if pid in self.children:
-            os.kill(pid, number)
+            # The fork server may have reaped it already and not have told us yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     async def wait(self, pid: int) -> int:
         """The child's exit code; negative is the signal that ended it."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.lab.tail import EventMap
+from swarm.messages import origin_of
 
 WARM_UP = 2
 """Iterations that no speed is measured on: allocators, caches and connections come to rest."""
@@ -110,12 +111,14 @@ class Tally:
     def iteration(self) -> int:
         """Iterations that every cell with a member alive has behind it: the slowest cell's last.
 
-        A name that a minority gave up, or whose members are all gone, holds nobody back.
+        Survivors who go on under a new name go on from where the old one was; a cell whose
+        members are all gone holds nobody back.
         """
         newest: dict[str, int] = {}
         for cell, iteration in self.commits:
-            newest[cell] = max(iteration, newest.get(cell, 0))
-        alive = {row.cell for row in self.nodes.values() if row.status in ALIVE}
+            origin = origin_of(cell)
+            newest[origin] = max(iteration, newest.get(origin, 0))
+        alive = {origin_of(row.cell) for row in self.nodes.values() if row.status in ALIVE}
         return min((last for cell, last in newest.items() if cell in alive or not alive), default=0)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from swarm.messages import CellRecord, Promise, Query
+from swarm.messages import CellRecord, Promise, Query, origin_of
 from swarm.pipeline.records import (
     CheckRecord,
     founding,
@@ -98,7 +98,7 @@ class Election:
 
         Its name holds the founder and the slot, so that it was never used before.
         """
-        name = f"{record.cell.split('~')[0]}~{self.me[:8]}.{record.slot}"
+        name = f"{origin_of(record.cell)}~{self.me[:8]}.{record.slot}"
         roster = tuple(tuple(n for n in row if n in self.promises) for row in record.roster)
         return founding(record, digest, name, roster, self.term, self.me)
 

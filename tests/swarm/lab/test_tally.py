@@ -94,3 +94,12 @@ def test_a_name_that_a_minority_gave_up_holds_nobody_back() -> None:
     tally.add([committed(2, "c0~a.4", 7) | {"holders": {"0": ["a"]}}])
     tally.add([{"event": "fault", "what": "killed", "node": "b"}])
     assert tally.iteration == 7
+
+
+def test_survivors_under_a_new_name_go_on_from_where_the_old_one_was() -> None:
+    tally = Tally()
+    tally.add([committed(1, "c0", 3) | {"holders": {"0": ["a", "b", "spare"]}}])
+    tally.add([committed(2, "c0~a.4", 7) | {"holders": {"0": ["a"]}}])
+    tally.add([{"event": "fault", "what": "killed", "node": "b"}])
+    assert tally.nodes["spare"].status == "training"
+    assert tally.iteration == 7
