@@ -57,6 +57,7 @@ def coordinator_init(
     """
     from swarm.daemon.jobdir import init_job, make_invitation
     from swarm.lab.recipes import job_from_options
+    from swarm.pipeline.data import find_texts
 
     recipe = job_from_options(
         job,
@@ -69,6 +70,7 @@ def coordinator_init(
             "inner": {"iterations": iterations},
         },
     )
+    find_texts(recipe.data)
     init_job(directory, job=recipe, host=host, lobby_port=lobby_port)
     invitation = make_invitation(
         directory, role="worker", days=7, uses=max(8, 2 * recipe.pipeline.nodes)
@@ -115,6 +117,24 @@ def invite(
 
     text = make_invitation(directory, role=role, days=days, uses=uses).text
     print_json({"invitation": text}) if as_json else print(text)
+
+
+@app.command("revoke")
+def revoke_member(
+    directory: JobDirectory,
+    name: Annotated[str, typer.Argument(help="Id of a node, or how it begins; or a whole invitation.")],
+    as_json: Json = False,
+) -> None:
+    """End a node's membership, or an invitation, for good; a running coordinator tells everybody.
+
+    Example: farflung revoke run1 3fa2c417
+    """
+    from swarm.daemon.jobdir import revoke
+
+    revoked = revoke(directory, name)
+    if as_json:
+        return print_json({"revoked": revoked})
+    print(f"{revoked} is revoked; the coordinator tells the members as soon as it runs")
 
 
 @app.command()

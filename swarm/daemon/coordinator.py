@@ -19,6 +19,7 @@ from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.genesis import TOPIC, found_job
 from swarm.daemon.gossip_half import GossipHalf, GossipSetup
 from swarm.daemon.jobdir import JobDir, open_job
+from swarm.daemon.links import open_link
 from swarm.daemon.lobby import Admitted
 from swarm.daemon.lobby_server import open_lobby, serve_lobby
 from swarm.daemon.lock import lock_directory
@@ -125,14 +126,7 @@ class Coordinator:
             say(f"the job goes on from iteration {resumed.iteration} of cell {resumed.cell}")
 
     async def _open(self, stack: AsyncExitStack, identity: Identity, schema: Schema, port: int) -> ZmqLink:
-        link = await ZmqLink.open(
-            me=identity.node,
-            curve_public=identity.curve_public,
-            curve_secret=identity.curve_secret,
-            schema=schema,
-            host=self.options.host,
-            port=port,
-        )
+        link = await open_link(identity, schema, host=self.options.host, port=port)
         stack.push_async_callback(link.close)
         return link
 

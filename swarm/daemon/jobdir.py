@@ -12,6 +12,7 @@ revoked.json   node ids and invitations that are refused, once there are any
 from __future__ import annotations
 
 import random
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,14 @@ from transport.identity import (
     unpack_payload,
     write_private,
 )
-from transport.invitation import Invitation
+from transport.invitation import INVITATION_PREFIX, Invitation, InvitationError, parse_invitation
 from transport.wire import Signed
 
 RUN_KEY_DAYS = 365.0
 NODE_ID_CHARS = 64
+SHOWN_CHARS = 12
 WILDCARDS = ("", "*", "0.0.0.0", "::")  # noqa: S104 - refused, not bound
+_NODE_ID = re.compile(r"[0-9a-f]{64}")
 KeyText = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RevokedName = Annotated[str, Field(pattern=r"^([0-9a-f]{16}|[0-9a-f]{64})$")]
 
@@ -211,19 +214,40 @@ def make_invitation(
     )
 
 
-def revoke(directory: Path, name: str) -> None:
-    """Refuse a node id or an invitation id from now on; a running coordinator tells the members.
+def revoke(directory: Path, name: str) -> str:
+    """Refuse a node or an invitation from now on; a running coordinator tells the members.
 
-    Raises UserError if it is neither, or no further name can be kept.
+    name: the id of a node, or how it begins if it has joined this job; or an invitation, the
+    whole line. Returns the whole id. Raises UserError.
     """
-    revoked = open_job(directory).revoked() | {name}
+    job = open_job(directory)
+    name = _whole_id(name, job)
+    if name == job.identity.node:
+        raise UserError("that is this job's coordinator: stop it instead")
+    revoked = job.revoked() | {name}
     if len(revoked) > REVOKED_MAX:
         raise UserError(f"{REVOKED_MAX} names are revoked and no more can be: make a new job")
-    try:
-        kept = _RevokedFile(sorted(revoked))
-    except ValueError:
-        raise UserError(f"{name!r} is neither a node id nor an invitation's: copy it from `status`") from None
-    _write(directory / "revoked.json", kept)
+    _write(directory / "revoked.json", _RevokedFile(sorted(revoked)))
+    return name
+
+
+def _whole_id(name: str, job: JobDir) -> str:
+    """The id that a person means. Raises UserError if it is none, or may be several."""
+    if name.startswith(INVITATION_PREFIX):
+        try:
+            return parse_invitation(name).jti
+        except InvitationError as error:
+            raise UserError(str(error)) from None
+    joined = {node for nodes in job.ledger().spent.values() for node in nodes} | {job.identity.node}
+    found = sorted(node for node in joined if name and node.startswith(name))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = ", ".join(node[:SHOWN_CHARS] for node in found[:4])
+        raise UserError(f"{name!r} begins {len(found)} ids ({some}): give more of it")
+    if _NODE_ID.fullmatch(name):
+        return name  # it joined before the ledger was restored from a copy, or has yet to join
+    raise UserError(f"no node of this job has an id that begins with {name!r}: copy it from `status`")
 
 
 def _grant_of(job: Job, run: SigningKey, now: float) -> RunKeyGrant:

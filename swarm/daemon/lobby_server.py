@@ -74,7 +74,8 @@ def _listen(context: zmq.asyncio.Context, secret: str, host: str, port: int) -> 
         socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
     except zmq.ZMQError as error:
         raise UserError(
-            f"the lobby cannot listen on {host}:{port} ({error.strerror}): is this job already running?"
+            f"the lobby cannot listen on {host}:{port}, which this job's invitations name: "
+            f"{zmq.strerror(error.errno)}; stop who uses it"
         ) from None
     return socket
 

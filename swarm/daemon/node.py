@@ -20,6 +20,7 @@ from swarm.daemon.bridge import Begin, Failed, Listening
 from swarm.daemon.bridges import SocketBridge
 from swarm.daemon.gossip_half import GossipHalf, GossipSetup
 from swarm.daemon.joining import JoinRefused, Welcomed, join, load_welcomed
+from swarm.daemon.links import open_link
 from swarm.daemon.lock import lock_directory
 from swarm.daemon.options import NodeOptions, UserError
 from swarm.daemon.process import GOSSIP_SLICE_NS, choose_slice
@@ -30,7 +31,6 @@ from swarm.gossip.messages import GOSSIP_KINDS
 from transport.identity import Identity, write_private
 from transport.invitation import Invitation, parse_invitation
 from transport.wire import Schema
-from transport.zmq_link import ZmqLink
 
 GOSSIP_SCHEMA = Schema(GOSSIP_KINDS)
 JOIN_S = 24 * 3600.0
@@ -119,11 +119,9 @@ class Node:
         options, identity = self.options, self.identity
         emit = EventFile(options.data_dir / "events.jsonl")
         bridge = await SocketBridge.open(end)
-        link = await ZmqLink.open(
-            me=identity.node,
-            curve_public=identity.curve_public,
-            curve_secret=identity.curve_secret,
-            schema=GOSSIP_SCHEMA,
+        link = await open_link(
+            identity,
+            GOSSIP_SCHEMA,
             host=options.host,
             advertise=options.advertise,
             port=options.gossip_port,
@@ -220,13 +218,22 @@ def say(what: str, server: StatusServer | None = None) -> None:
 
 
 async def run_until_told(half: GossipHalf, leave_s: float) -> int:
-    """Run a gossip half; SIGTERM and SIGINT make it leave, at the latest after `leave_s`."""
+    """Run a gossip half; SIGTERM and SIGINT make it leave, at the latest after `leave_s`.
+
+    Whoever asks twice means at once.
+    """
     choose_slice(GOSSIP_SLICE_NS)
     loop = asyncio.get_running_loop()
     running = asyncio.ensure_future(half.run())  # noqa: TID251 - awaited below, in this function
+    asked = asyncio.Event()
 
     def leave(reason: str) -> Callable[[], None]:
         def on_signal() -> None:
+            if asked.is_set():
+                running.cancel()
+                return
+            asked.set()
+            say(f"{reason}: leaving, within {leave_s:g} s")
             half.leave(reason)
             loop.call_later(leave_s, running.cancel)
 

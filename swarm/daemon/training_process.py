@@ -12,6 +12,7 @@ import torch
 from swarm.daemon.bridge import Begin, Failed, Listening, Stop
 from swarm.daemon.bridges import SocketBridge
 from swarm.daemon.compute import InlineCompute
+from swarm.daemon.links import open_link
 from swarm.daemon.options import NodeOptions, UserError
 from swarm.daemon.process import (
     TRAINING_SLICE_NS,
@@ -48,11 +49,9 @@ async def _train(options: NodeOptions, identity: Identity, end: socket.socket) -
     link: ZmqLink | None = None
     try:
         check_device(options.device)
-        link = await ZmqLink.open(
-            me=identity.node,
-            curve_public=identity.curve_public,
-            curve_secret=identity.curve_secret,
-            schema=WORK_SCHEMA,
+        link = await open_link(
+            identity,
+            WORK_SCHEMA,
             host=options.host,
             advertise=options.advertise,
             port=options.work_port,

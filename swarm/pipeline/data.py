@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -115,18 +116,25 @@ _READERS: dict[str, Callable[[Path], Iterable[bytes]]] = {
 }
 
 
-def _documents(data: DataSection) -> list[bytes]:
-    """All documents in the order of their hash. Raises DataError."""
+def find_texts(data: DataSection) -> list[Path]:
+    """The files of a job's text, unread. Raises DataError if there is none, or one cannot be read."""
     files = _files(data.path)
     if not files:
         raise DataError(f"found no text at {data.path}; set data.path to a file, glob or directory")
-    documents: list[bytes] = []
     for path in files:
-        reader = _READERS.get(path.suffix)
-        if reader is None:
+        if path.suffix not in _READERS:
             raise DataError(f"cannot read {path}: data.path takes {', '.join(_READERS)}")
+        if not os.access(path, os.R_OK):
+            raise DataError(f"cannot read {path}: Permission denied; check data.path")
+    return files
+
+
+def _documents(data: DataSection) -> list[bytes]:
+    """All documents in the order of their hash. Raises DataError."""
+    documents: list[bytes] = []
+    for path in find_texts(data):
         try:
-            documents += reader(path)
+            documents += _READERS[path.suffix](path)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}; check data.path") from None
         except ValueError as error:

@@ -15,6 +15,7 @@ COMMANDS = (
     ["coordinator", "init"],
     ["coordinator", "run"],
     ["invite"],
+    ["revoke"],
     ["node"],
     ["status"],
     ["export"],
@@ -87,6 +88,16 @@ def test_an_option_out_of_range_is_one_sentence(tmp_path: Path) -> None:
 
 def test_inviting_to_no_job_is_one_sentence(tmp_path: Path) -> None:
     assert "holds no job" in sentence("invite", str(tmp_path))
+
+
+def test_revoking_nobody_is_one_sentence(tmp_path: Path) -> None:
+    assert "holds no job" in sentence("revoke", str(tmp_path), "ab")
+
+
+def test_text_that_is_not_there_is_one_sentence_and_makes_no_job(tmp_path: Path) -> None:
+    missing, directory = tmp_path / "nowhere.txt", tmp_path / "run"
+    assert str(missing) in sentence("coordinator", "init", str(directory), "--data", str(missing))
+    assert not directory.exists()
 
 
 def test_a_job_and_its_invitations_come_from_the_command_line(tmp_path: Path) -> None:

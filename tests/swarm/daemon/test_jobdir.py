@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from swarm.daemon.admission import Ledger
 from swarm.daemon.jobdir import init_job, make_invitation, open_job, revoke
 from swarm.daemon.options import UserError
 from swarm.events import wall_time
@@ -143,17 +144,38 @@ def test_the_ledger_survives_and_leaves_no_scratch_file(made: Path) -> None:
 def test_revocations_reach_a_job_that_is_already_open(made: Path) -> None:
     job = open_job(made)
     assert job.revoked() == frozenset()
-    revoke(made, "ab" * 8)
-    revoke(made, "cd" * 32)
-    assert job.revoked() == {"ab" * 8, "cd" * 32}
+    invitation = make_invitation(made)
+    assert revoke(made, invitation.text) == invitation.jti
+    assert revoke(made, "cd" * 32) == "cd" * 32
+    assert job.revoked() == {invitation.jti, "cd" * 32}
     assert job.revoked_nodes() == {"cd" * 32}
 
 
 @pytest.mark.parametrize("name", ["", "node1", "cd" * 31, "CD" * 32])
 def test_only_ids_can_be_revoked(made: Path, name: str) -> None:
-    with pytest.raises(UserError, match="neither a node id"):
+    with pytest.raises(UserError, match="copy it from `status`"):
         revoke(made, name)
     assert open_job(made).revoked() == frozenset()
+
+
+def test_an_invitation_that_was_altered_cannot_be_revoked(made: Path) -> None:
+    with pytest.raises(UserError, match="cut off or altered"):
+        revoke(made, make_invitation(made).text[:-9])
+
+
+def test_the_beginning_of_an_id_names_the_only_node_it_fits(made: Path) -> None:
+    nodes = ("ab" * 32, "ab" + "cd" * 31, "ef" * 32)
+    open_job(made).keep_ledger(Ledger({"1" * 16: nodes}, 3))
+    assert revoke(made, "ef") == nodes[2]
+    with pytest.raises(UserError, match=r"begins 2 ids \(abababababab, abcdcdcdcdcd\)"):
+        revoke(made, "ab")
+    assert revoke(made, "abc") == nodes[1]
+    assert open_job(made).revoked_nodes() == set(nodes[1:])
+
+
+def test_a_coordinator_does_not_revoke_itself(made: Path) -> None:
+    with pytest.raises(UserError, match="stop it instead"):
+        revoke(made, open_job(made).identity.node[:10])
 
 
 def test_a_damaged_list_of_the_revoked_is_one_sentence(made: Path) -> None:
