@@ -22,19 +22,25 @@ class GossipConfig:
     gossip_s, gossip_nodes: updates go to that many random members that often. Sooner and more
         spreads faster, costs messages.
     to_the_dead_s: how long the dead still get gossip, so that they may refute.
-    push_pull_s: between exchanges of whole views. They heal what gossip missed and what a
-        partition divided; each costs a view's bytes both ways.
+    push_pull_s: between comparisons of views, by hashes; what differs is exchanged. They heal what
+        gossip missed and what a partition divided; each costs 650 bytes and what differs. As no
+        more than that travels, the interval need not grow with the swarm.
     first_exchange_s: from the start to the first exchange; then twice as long each time, up to
         push_pull_s. Members that start together miss what they tell each other before their
         keys are known. Longer leaves gaps that long in the first views.
     closed_probe_s: how long a peer whose connection closed has to come back and answer. Longer
         than a reconnect with its handshake (four round trips), or resets look like crashes.
     closed_dead_s: how long after that it may still refute.
-    facts_s: shortest time between two records of changed facts, unless its place changes.
-        Smaller shows iterations sooner, costs a signature and a spread record each.
+    facts_s: shortest time between two records of changed facts, unless its place changes, in a
+        swarm of up to 32; in larger ones proportionally longer, so that all nodes together tell
+        no more than 32 do. Smaller shows iterations sooner, costs a signature and a spread
+        record each.
     stall_s: a tick that comes this much late means that this node itself stood still. Smaller
         than a busy machine's hiccups, and it renews its incarnation for nothing.
     reap_s: how long the dead are remembered, and tried again. Longer heals longer partitions.
+    lifeguard: a node doubts itself first (probes slower when it misses things), suspicions of few
+        accusers last longer, and a suspect is told what is said of it. Without it (plain SWIM)
+        silence is buried a little sooner, and so are nodes that only stood still: for comparison.
     members_max: rows of a view. More are refused.
     batch_bytes: of updates in one message, however small the updates are.
     """
@@ -56,12 +62,14 @@ class GossipConfig:
     facts_s: float = 0.8
     stall_s: float = 1.0
     reap_s: float = 24 * 3600.0
+    lifeguard: bool = True
     members_max: int = 65_536
     batch_bytes: int = 32_768
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if getattr(self, each.name) <= 0:
+            value = getattr(self, each.name)
+            if not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{each.name} must be positive")
         if self.probe_timeout_s >= self.probe_s:
             raise ValueError("probe_timeout_s leaves others no time to try before the next probe")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from swarm.gossip.messages import UPDATES_MAX, Notice
@@ -27,13 +28,15 @@ class Batch:
     def add(self, value: Signed | Notice, sort: Sort) -> bool:
         """Add an update if there is room for it; an empty batch has room for any."""
         nbytes = size_of(value)
-        empty = not (self.records or self.claims or self.notices)
         chosen: list[Any] = getattr(self, sort)
-        if (nbytes > self.room and not empty) or len(chosen) == UPDATES_MAX:
+        if (nbytes > self.room and self) or len(chosen) == UPDATES_MAX:
             return False
         self.room -= nbytes
         chosen.append(value)
         return True
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.claims or self.notices)
 
     def fields(self) -> dict[str, tuple[Signed | Notice, ...]]:
         """As fields of an `Updates` body."""
@@ -68,6 +71,9 @@ class _Queued:
     sent: int = 0
 
 
+_least_sent = attrgetter("sent")
+
+
 class Dissemination:
     """The queue of updates; a newer update under the same key replaces the older."""
 
@@ -86,6 +92,20 @@ class Dissemination:
         self._queue.pop(key, None)
         self._queue[key] = _Queued(value, sort)
 
+    def heard(self, key: Hashable) -> None:
+        """Somebody told us what we are spreading: so much less is left to be told.
+
+        Of all copies of an update half are received by who has it already; counting them against
+        what is left to send halves the cost, and leaves one view in 3,000 to the comparisons.
+        """
+        update = self._queue.get(key)
+        if update is not None:
+            update.sent += 1
+
+    def drop(self, key: Hashable) -> None:
+        """Spread this no more."""
+        self._queue.pop(key, None)
+
     def drop_claims(self, node: str) -> None:
         """What was claimed of a node is obsolete. Claims have keys ("claim", node, accuser)."""
         for key in [key for key in self._queue if isinstance(key, tuple) and key[:2] == ("claim", node)]:
@@ -97,11 +117,12 @@ class Dissemination:
 
     def take(self, members: int) -> Batch:
         """The next batch, counted as sent once more."""
-        limit, batch = self.limit(members), Batch(self._batch_bytes)
-        for key, update in sorted(self._queue.items(), key=lambda item: item[1].sent):
-            if not batch.add(update.value, update.sort):
-                continue
-            update.sent += 1
-            if update.sent >= limit:
-                del self._queue[key]
+        batch = Batch(self._batch_bytes)
+        if not self._queue:
+            return batch
+        limit = self.limit(members)
+        for update in sorted(self._queue.values(), key=_least_sent):
+            if update.sent < limit and batch.add(update.value, update.sort):
+                update.sent += 1
+        self._queue = {key: update for key, update in self._queue.items() if update.sent < limit}
         return batch

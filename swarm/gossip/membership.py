@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from swarm.events import Noted
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated, updated
-from swarm.gossip.messages import Claim, Exchange, Notice, Spread, Updates
+from swarm.gossip.messages import Claim, Compare, Exchange, Notice, Spread, Updates
 from swarm.gossip.own_record import OwnRecord
 from swarm.gossip.probing import Choose, Probing, Verdict
 from swarm.gossip.records import Untrusted, Verifier, read_claim
-from swarm.gossip.register import Register, Row
-from swarm.gossip.spreading import Spreading
+from swarm.gossip.register import EVIDENCE_MAX, Register, Row
+from swarm.gossip.spreading import MOURNERS, Spreading
 from swarm.gossip.view import Facts, MemberRecord, View
 from transport.link import Endpoint
 from transport.machine import Effect, NodeId, Send
@@ -29,7 +29,9 @@ Look = Callable[[NodeId, Choose, float], Sequence[Send]]
 SEEDS = 3
 """Members that a newcomer asks for their views, besides the first it was told of."""
 TOLD_DIRECTLY = 16
-"""Members that hear of a crash at once."""
+"""Members of a small swarm that hear of a crash at once; in a larger one gossip is as quick."""
+RECENT_S = 60.0
+"""How long it may take until everyone has heard of an incarnation: two comparisons of views."""
 NOTICES_MAX = 1024
 """Topics remembered; a notice of a further one is refused."""
 REASONS_MAX = 64
@@ -72,13 +74,15 @@ class Membership:
 
     def seed(self, records: Iterable[Signed], now: float) -> Sequence[Effect]:
         """First members, from the lobby or an earlier run: learn them, ask some for their views."""
-        effects = [effect for signed in records for effect in self._learn(signed, self.me, now)]
-        peers = [*list(self.register.rows)[:1], *self._spreading.some_live(SEEDS)]
-        return [*self._announce(), *effects, *self._spreading.exchange(peers, now, answer=True)]
+        effects = [e for signed in records for e in self._learn(signed, self.me, now, told=True)]
+        # A large swarm's view is large: one is enough, and comparisons with others follow soon.
+        small = self._spreading.small
+        peers = [*list(self.register.rows)[:small], *self._spreading.some_live(SEEDS if small else 1)]
+        return [*self._announce(), *effects, *self._spreading.compare(peers)]
 
     def set_facts(self, facts: Facts, now: float) -> Sequence[Effect]:
         """Advertise these facts: at once if its place changes, else not more often than `facts_s`."""
-        return self._renew(now) if self.own.set_facts(facts, now) else []
+        return self._renew(now) if self.own.set_facts(facts, len(self.register), now) else []
 
     def publish(self, topic: str, version: int, notice: Signed, now: float) -> Sequence[Effect]:
         """Spread a notice of this node's own."""
@@ -124,13 +128,20 @@ class Membership:
             return []
         effects = [*self._notice_stall(now)]
         # A record first: what is claimed of it refers to it.
-        effects += [e for signed in body.records for e in self._learn(signed, peer, now)]
-        effects += [e for signed in body.claims for e in self._hear(signed, peer, now)]
-        effects += self._spreading.correct(body.claims, peer)
-        effects += [e for notice in body.notices for e in self._take_notice(notice, peer, now)]
+        told = isinstance(body, Exchange)
+        for signed in body.records:
+            effects += self._learn(signed, peer, now, told=told)
+        for signed in body.claims:
+            effects += self._hear(signed, peer, now, told=told)
+        if body.claims:
+            effects += self._spreading.correct(body.claims, peer)
+        for notice in body.notices:
+            effects += self._take_notice(notice, peer, now)
         effects += self._spreading.fill(self.probing.handle(peer, body, now))
-        if isinstance(body, Exchange) and body.answer:
-            effects += self._spreading.answer(peer, now)
+        if isinstance(body, Compare):
+            effects += self._spreading.answer(peer, body, now)
+        elif told:
+            self._spreading.newcomer = False
         return effects
 
     def tick(self, now: float) -> Sequence[Effect]:
@@ -147,19 +158,19 @@ class Membership:
 
     def deadline(self) -> float:
         """The next thing to do."""
-        times = [self.probing.deadline(), self._spreading.deadline()]
-        times += [self.register.until(row) for _, row in self.register.suspects()]
-        if self.own.due is not None:
-            times.append(self.own.due)
-        return min(times)
+        due = min(self.probing.deadline(), self._spreading.deadline(), self.register.due)
+        return due if self.own.due is None else min(due, self.own.due)
 
     # -- records, claims and notices --------------------------------------------------------
 
-    def _learn(self, signed: Signed, peer: NodeId, now: float) -> Sequence[Effect]:
-        """A member's record, perhaps newer than what we have."""
+    def _learn(self, signed: Signed, peer: NodeId, now: float, *, told: bool = False) -> Sequence[Effect]:
+        """A member's record, perhaps newer than what we have; `told`: as part of another's view."""
         node = NodeId(signed.signer)
         row = self.register.rows.get(node)
-        if node in self._revoked or (row is not None and row.signed.payload == signed.payload):
+        if row is not None and row.signed.payload == signed.payload:
+            self._spreading.queue.heard(("record", node))
+            return []
+        if node in self._revoked:
             return []
         if row is None and node != self.me and self.register.is_full:
             return self._refuse("the view is full", peer)
@@ -172,7 +183,9 @@ class Membership:
         admission = self.register.admit(record, signed, now)
         if admission is None:
             return []
-        self._spreading.put(("record", node), signed, "records")
+        # What is new to us alone is no news: a newcomer does not repeat a large swarm to itself.
+        if self._spreading.small or not (told and admission.new):
+            self._spreading.put(("record", node), signed, "records")
         if admission.revived or admission.new:
             self._spreading.queue.drop_claims(node)
             self.probing.add(node)
@@ -189,7 +202,7 @@ class Membership:
             return []
         return self._renew(now, beyond=record.incarnation)
 
-    def _hear(self, signed: Signed, peer: NodeId, now: float) -> Sequence[Effect]:
+    def _hear(self, signed: Signed, peer: NodeId, now: float, *, told: bool = False) -> Sequence[Effect]:
         """Somebody's word about somebody; checked only if it would change anything."""
         accuser = self.register.rows.get(NodeId(signed.signer))
         if accuser is None or signed.signer in self._revoked:
@@ -198,6 +211,7 @@ class Membership:
             claim = read_claim(signed)
             about_me = claim.node == self.me and claim.incarnation == self.own.record.incarnation
             if not about_me and not self.register.is_news(claim):
+                self._spreading.queue.heard(("claim", claim.node, claim.by))
                 return []
             self._verifier.claim(signed, accuser.member.record)
         except Untrusted as error:
@@ -206,7 +220,7 @@ class Membership:
             return self._refute(claim, now)
         if claim.node == claim.by:
             return self._farewell(accuser, signed, now)
-        return self._accuse(claim, signed, now)
+        return self._accuse(claim, signed, now, told=told)
 
     def _refute(self, claim: Claim, now: float) -> Sequence[Effect]:
         self.probing.worse()
@@ -219,17 +233,21 @@ class Membership:
         self._spreading.put(("claim", row.member.node, row.member.node), signed, "claims")
         return self._gone(row, now)
 
-    def _accuse(self, claim: Claim, signed: Signed, now: float) -> Sequence[Effect]:
+    def _accuse(self, claim: Claim, signed: Signed, now: float, *, told: bool = False) -> Sequence[Effect]:
         was_suspect = self.register.rows[NodeId(claim.node)].suspicion is not None
         row = self.register.accuse(claim, signed, now)
         node = row.member.node
         effects: list[Effect] = [] if was_suspect else [updated(row), *self._spreading.warn(row)]
-        if signed in row.evidence:
-            # Whoever has not heard of this incarnation could do nothing with the claim.
-            self._spreading.put(("record", node), row.signed, "records")
+        if signed in row.evidence and (self._spreading.small or not told):
+            if now - row.heard_at < RECENT_S:
+                # Whoever has not heard of this incarnation could do nothing with the claim.
+                self._spreading.put(("record", node), row.signed, "records")
             self._spreading.put(("claim", node, claim.by), signed, "claims")
             self._spreading.hurry(now)
-        if claim.closed and row.suspicion is not None and self.me not in row.suspicion.by:
+        assert row.suspicion is not None
+        if len(row.suspicion.closed_by) > EVIDENCE_MAX:
+            self._spreading.queue.drop(("claim", node, self.me))  # nobody needs ours any more
+        if claim.closed and self.me not in row.suspicion.by:
             effects += self.doubt(node, now)
         return effects
 
@@ -242,9 +260,7 @@ class Membership:
             return self._refuse("too many notices", peer)
         if not self._verify_notice(notice):
             return self._refuse("a notice that is not to be believed", peer)
-        notices[notice.topic] = notice
-        self._spreading.put(("notice", notice.topic), notice, "notices")
-        self._spreading.hurry(now)
+        self._spreading.keep(notice, now)
         return [NoticeUpdated(notice)]
 
     def _refuse(self, reason: str, peer: NodeId) -> Sequence[Effect]:
@@ -266,19 +282,19 @@ class Membership:
         if not self.register.is_news(claim):
             return []
         effects = self._accuse(claim, signed, now)
-        if not verdict.closed:
+        if not verdict.closed or not self._spreading.small:
             return effects
         told = Message(Spread(records=(row.signed,), claims=(signed,)))
         return [*effects, *(Send(peer, told) for peer in self._spreading.some_live(TOLD_DIRECTLY))]
 
     def _bury(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for node, row in self.register.suspects():
-            if now >= self.register.until(row):
-                signed = self.own.claim(node, row.member.record.incarnation, dead=True)
-                self.register.bury(row, signed, now)
+        for node, row in self.register.overdue(now):
+            signed = self.own.claim(node, row.member.record.incarnation, dead=True)
+            self.register.bury(row, signed, now)
+            if self._spreading.chosen(MOURNERS):
                 self._spreading.put(("claim", node, self.me), signed, "claims")
-                effects += self._gone(row, now)
+            effects += self._gone(row, now)
         if now >= self._reap_at:
             self._reap_at = now + self.config.push_pull_s
             effects += [Forget(node) for node in self.register.reap(now)]
@@ -326,9 +342,7 @@ class Membership:
     def _stalled(self, seconds: float, now: float) -> Sequence[Effect]:
         """This node stood still: others may be fine, and may believe that it is not."""
         self.probing.stalled(seconds)
-        for _, row in self.register.suspects():
-            assert row.suspicion is not None
-            row.suspicion.postpone(seconds)
+        self.register.postpone(seconds)
         self._spreading.hurry(now)
         noted = Noted("stalled", {"seconds": round(seconds, 3)})
         return [noted, *self._renew(now, beyond=self.own.record.incarnation)]

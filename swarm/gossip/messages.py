@@ -12,6 +12,10 @@ from transport.wire import Body, Signed
 Topic = Annotated[str, Field(max_length=96, pattern=r"^[a-z0-9.~:-]+$")]
 UPDATES_MAX = 512
 """Updates of one sort in one message."""
+BUCKETS = 128
+"""Of node ids, by their first two hex digits, in a comparison of views."""
+HASH_BYTES = 4
+HASHES_BYTES = BUCKETS * HASH_BYTES
 REVOKED_MAX = 3_000
 """Nodes that a job can revoke; a `Revocation` names them all."""
 
@@ -95,12 +99,24 @@ class Spread(Updates):
     kind: ClassVar[str] = "spread"
 
 
+class Compare(Updates):
+    """Hashes of the sender's view, by bucket of node ids. Who differs answers with its rows there.
+
+    answer: asks the receiver for its own hashes, too, if they differ: then both learn.
+    newcomer: the sender wants all that differs, however much that is.
+    """
+
+    kind: ClassVar[str] = "compare"
+
+    hashes: Annotated[bytes, Field(min_length=HASHES_BYTES, max_length=HASHES_BYTES)]
+    answer: bool
+    newcomer: bool
+
+
 class Exchange(Updates):
-    """A page of the sender's whole view. `answer` asks for the receiver's."""
+    """Rows of the sender's view, those in which it differs from the receiver's."""
 
     kind: ClassVar[str] = "exchange"
 
-    answer: bool
 
-
-GOSSIP_KINDS: tuple[type[Body], ...] = (Ping, Ack, PingRequest, Nack, Spread, Exchange)
+GOSSIP_KINDS: tuple[type[Body], ...] = (Ping, Ack, PingRequest, Nack, Spread, Compare, Exchange)

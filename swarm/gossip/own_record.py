@@ -13,6 +13,8 @@ from transport.wire import Signed
 
 URGENT = ("cell", "stages", "state")
 """Facts whose change is told at once; the others wait for `facts_s`."""
+TALKATIVE = 32
+"""Members that may tell changed facts every `facts_s`; more share what these would say."""
 
 
 class OwnRecord:
@@ -40,14 +42,14 @@ class OwnRecord:
         claim = Claim(node=node, incarnation=incarnation, by=self.node, closed=closed, dead=dead)
         return self._sign(CLAIM, pack(claim))
 
-    def set_facts(self, facts: Facts, now: float) -> bool:
-        """Note these facts; True if they cannot wait."""
+    def set_facts(self, facts: Facts, members: int, now: float) -> bool:
+        """Note these facts, for so many members; True if they cannot wait."""
         self._facts = facts
         told = self.record.facts
         if facts == told:
             self.due = None
         elif self.due is None:
-            self.due = max(now, self._told_at + self._config.facts_s)
+            self.due = max(now, self._told_at + self._config.facts_s * max(1.0, members / TALKATIVE))
         return any(getattr(facts, name) != getattr(told, name) for name in URGENT)
 
     def renew(self, now: float, *, beyond: int | None = None) -> None:

@@ -89,6 +89,8 @@ class Probing:
 
     def worse(self, by: int = 1) -> None:
         """This node had to refute, or missed something: be slower to accuse."""
+        if not self.config.lifeguard:
+            return
         self.health = min(self.config.health_max - 1, self.health + by)
 
     def stalled(self, seconds: float) -> None:
@@ -134,8 +136,10 @@ class Probing:
 
     def deadline(self) -> float:
         """When the next probe begins, asks others, or ends."""
-        waiting = (p.until if p.asked or p.asker else p.ask_at for p in self._probes.values())
-        return min(self._next_at, *waiting) if self._probes else self._next_at
+        due = self._next_at
+        for probe in self._probes.values():
+            due = min(due, probe.until if probe.asked or probe.asker else probe.ask_at)
+        return due
 
     def _begin(self, probe: Probe) -> int:
         self._seq += 1

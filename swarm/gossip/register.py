@@ -9,18 +9,25 @@ which records arrive, each with the claims about it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
+from swarm.gossip.comparing import Hashes, bucket_of, bucket_starts, mark_of
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.messages import Claim
-from swarm.gossip.suspicion import Suspicion
+from swarm.gossip.suspicion import CONFIRMERS, Suspicion
 from swarm.gossip.view import Member, MemberRecord, Status, View
 from transport.machine import NodeId
 from transport.wire import Signed
 
-EVIDENCE_MAX = 8
-"""Accusations passed on about one node. More than make a difference to anybody's timer."""
+EVIDENCE_MAX = CONFIRMERS + 1
+"""Accusations passed on about one node. More make no difference to anybody's timer."""
+FEW = 64
+"""Members that are looked through one by one; of more, random ones are tried."""
+TRIES = 8
+"""For each random member that is looked for. Then all are looked through."""
 BELIEVED = ("alive", "suspect")
 
 
@@ -28,16 +35,20 @@ BELIEVED = ("alive", "suspect")
 class Row:
     """What is known of one node.
 
-    since: when its status became what it is. evidence: signed claims behind that status: the
-    accusations of a suspect, our own of a dead node, the farewell of one that left.
+    since: when its status became what it is. heard_at: when its incarnation was first heard of.
+    evidence: signed claims behind that status: the accusations of a suspect, our own of a dead
+    node, the farewell of one that left. until: when a suspect is buried. mark: see `comparing`.
     """
 
     member: Member
     signed: Signed
     since: float
+    heard_at: float
     suspicion: Suspicion | None = None
     evidence: tuple[Signed, ...] = ()
-    answered_at: float = float("-inf")
+    answered_at: float = -inf
+    until: float = inf
+    mark: int = 0
 
     @property
     def believed(self) -> bool:
@@ -55,42 +66,75 @@ class Admission:
 
 
 class Register:
-    """The rows of one node's view; `view` is the same as an immutable value."""
+    """The rows of one node's view; `view` is the same as an immutable value.
+
+    due: when the next suspect is buried.
+    """
 
     def __init__(self, me: Member, config: GossipConfig, rng: random.Random) -> None:
         self.me = me.node
         self.rows: dict[NodeId, Row] = {}
-        self.view = View().with_member(me)
+        self.hashes = Hashes()
+        self.due = inf
+        self._mine, self._my_mark = me, 0
         self._config, self._rng = config, rng
-        self._believed: list[NodeId] | None = None
+        self._view: View | None = None
+        self._order: list[NodeId] = []
+        self._lost: dict[NodeId, Row] = {}
         self._suspected: dict[NodeId, Row] = {}
+        self._witnessed = False
+        self.replace_me(me)
 
     # -- asking -----------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Members believed in, this node counted."""
-        return len(self.believed()) + 1
+        return len(self.rows) - len(self._lost) + 1
+
+    @property
+    def view(self) -> View:
+        """All rows and this node's own, as they are now."""
+        if self._view is None:
+            self._view = View({self.me: self._mine, **{node: row.member for node, row in self.rows.items()}})
+        return self._view
 
     def believed(self) -> list[NodeId]:
         """Alive or suspected, in node-id order."""
-        if self._believed is None:
-            self._believed = sorted(node for node, row in self.rows.items() if row.believed)
-        return self._believed
+        return [node for node in self._order if self.rows[node].believed]
 
     def some(self, count: int, fit: Callable[[Row], bool]) -> list[NodeId]:
         """So many random members that fit."""
-        peers = sorted(peer for peer, row in self.rows.items() if fit(row))
+        order = self._order
+        chosen: dict[NodeId, None] = {}
+        for _ in range(TRIES * count if len(order) > FEW else 0):
+            node = order[int(self._rng.random() * len(order))]
+            if fit(self.rows[node]):
+                chosen[node] = None
+                if len(chosen) == count:
+                    return list(chosen)
+        peers = [peer for peer in order if fit(self.rows[peer])]
         return self._rng.sample(peers, min(count, len(peers)))
+
+    def some_dead(self) -> list[NodeId]:
+        """One random member of the dead, if there are any."""
+        dead = sorted(node for node, row in self._lost.items() if row.member.status == "dead")
+        return [self._rng.choice(dead)] if dead else []
+
+    def bucket(self, bucket: int) -> Iterator[Row]:
+        """The rows that count for a bucket's hash, in node-id order."""
+        first, last = (bisect_left(self._order, bucket_starts(b)) for b in (bucket, bucket + 1))
+        return (row for node in self._order[first:last] if (row := self.rows[node]).mark)
 
     @property
     def witnesses(self) -> int:
         """Members that could confirm a crash: alive and not suspected themselves."""
-        return len(self.believed()) - len(self._suspected)
+        return len(self) - 1 - len(self._suspected)
 
-    def until(self, row: Row) -> float:
-        """When a suspect is buried."""
-        assert row.suspicion is not None
-        return row.suspicion.until(self._config, len(self), self.witnesses)
+    def overdue(self, now: float) -> list[tuple[NodeId, Row]]:
+        """Suspects that are to be buried, the longest suspected first."""
+        if now < self.due:
+            return []
+        return [(node, row) for node, row in self._suspected.items() if now >= row.until]
 
     def suspects(self) -> list[tuple[NodeId, Row]]:
         """Members under an open suspicion, the longest suspected first."""
@@ -108,7 +152,8 @@ class Register:
         node = NodeId(record.node)
         row = self.rows.get(node)
         if row is None:
-            self.rows[node] = Row(Member(record, "alive", "new"), signed, now)
+            self.rows[node] = Row(Member(record, "alive", "new"), signed, now, now)
+            insort(self._order, node)
             self._show(self.rows[node])
             return Admission(new=True, revived=False, moved=True)
         old = row.member.record
@@ -117,6 +162,8 @@ class Register:
             return None
         revived = record.incarnation > old.incarnation and row.member.status != "alive"
         row.signed = signed
+        if record.incarnation > old.incarnation:
+            row.heard_at = now
         row.member = Member(record, row.member.status, row.member.reason)
         if revived:
             row.suspicion = None
@@ -139,11 +186,13 @@ class Register:
     def accuse(self, claim: Claim, signed: Signed, now: float) -> Row:
         """Count an accusation that is news."""
         row = self.rows[NodeId(claim.node)]
+        suspicion = row.suspicion or Suspicion(self.me, now)
+        suspicion.add(claim, now)
         if row.suspicion is None:
-            row.suspicion = Suspicion(self.me, now)
+            row.suspicion = suspicion
             why = "its connection closed" if claim.closed else "silent"
             self._turn(row, "suspect", f"{why}, says {claim.by[:8]}", (), now)
-        row.suspicion.add(claim, now)
+        self._time(row)
         if len(row.evidence) < EVIDENCE_MAX:
             row.evidence = (*row.evidence, signed)
         return row
@@ -165,24 +214,65 @@ class Register:
     def reap(self, now: float) -> list[NodeId]:
         """Forget who has been dead or gone for long; their ids."""
         limit = now - self._config.reap_s
-        old = [node for node, row in self.rows.items() if not row.believed and row.since < limit]
+        old = [node for node, row in self._lost.items() if row.since < limit]
         for node in old:
-            del self.rows[node]
-            self.view = self.view.without(node)
+            self._set_mark(self.rows.pop(node), 0)
+            del self._lost[node]
+            self._order.remove(node)
+            self._view = None
+        # Who is soon forgotten is passed on no more: it would come back from elsewhere.
+        for row in self._lost.values():
+            if row.since < now - self._config.reap_s / 2:
+                self._set_mark(row, 0)
         return old
+
+    def postpone(self, seconds: float) -> None:
+        """This node stood still: suspects get their time back."""
+        for row in self._suspected.values():
+            assert row.suspicion is not None
+            row.suspicion.postpone(seconds)
+            self._time(row)
 
     def replace_me(self, member: Member) -> None:
         """This node's own row."""
-        self.view = self.view.with_member(member)
+        mark = _mark(member)
+        self.hashes.replace(bucket_of(self.me), self._my_mark, mark)
+        self._mine, self._my_mark, self._view = member, mark, None
 
     def _turn(self, row: Row, status: Status, reason: str, evidence: tuple[Signed, ...], now: float) -> None:
         row.member, row.since, row.evidence = Member(row.member.record, status, reason), now, evidence
         self._show(row)
 
     def _show(self, row: Row) -> None:
-        self._believed = None
-        if row.suspicion is None:
-            self._suspected.pop(row.member.node, None)
+        self._view = None
+        node = row.member.node
+        if row.suspicion is not None:
+            self._suspected[node] = row
+        elif self._suspected.pop(node, None):
+            row.until = inf
+            self.due = min((each.until for each in self._suspected.values()), default=inf)
+        if row.believed:
+            self._lost.pop(node, None)
         else:
-            self._suspected[row.member.node] = row
-        self.view = self.view.with_member(row.member)
+            self._lost[node] = row
+        self._set_mark(row, _mark(row.member) if row.believed or row.evidence else 0)
+        if (self.witnesses > 0) != self._witnessed:
+            self._witnessed = self.witnesses > 0
+            for suspect in self._suspected.values():
+                self._time(suspect)
+
+    def _set_mark(self, row: Row, mark: int) -> None:
+        self.hashes.replace(bucket_of(row.member.node), row.mark, mark)
+        row.mark = mark
+
+    def _time(self, row: Row) -> None:
+        """Set a suspect's timer; how many members there are counts as of its newest accuser."""
+        assert row.suspicion is not None
+        row.until = row.suspicion.until(self._config, len(self), self.witnesses)
+        self.due = min(each.until for each in self._suspected.values())
+
+
+def _mark(member: Member) -> int:
+    """Of what comparisons shall find: a newer record, or a verdict that is final."""
+    verdict = "" if member.status in BELIEVED else member.status
+    return mark_of(f"{member.record.node} {member.record.incarnation} {member.record.seq} {verdict}")

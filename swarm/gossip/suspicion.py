@@ -25,6 +25,8 @@ def timeout_s(config: GossipConfig, members: int, confirmations: int) -> float:
     3, or as many as there are others, at least 1.
     """
     low = shortest_s(config, members)
+    if not config.lifeguard:
+        return low
     high = config.suspicion_max_mult * low
     enough = max(1, min(CONFIRMERS, members - 2))
     return max(low, high - (high - low) * math.log(confirmations + 1) / math.log(enough + 1))

@@ -3,12 +3,22 @@
 from collections.abc import Sequence
 
 import pytest
-from gossip_world import machine, node_name, record_of, sign_as, signed_claim, signed_record
+from gossip_world import machine, node_name, record_of, sign_as, signed_claim, signed_record, whole_view
 
 from swarm.events import Noted
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated
 from swarm.gossip.membership import NOTICES_MAX, Membership
-from swarm.gossip.messages import Ack, Exchange, Nack, Notice, Ping, PingRequest, Spread
+from swarm.gossip.messages import (
+    HASHES_BYTES,
+    Ack,
+    Compare,
+    Exchange,
+    Nack,
+    Notice,
+    Ping,
+    PingRequest,
+    Spread,
+)
 from swarm.gossip.probing import RELAYS_MAX
 from swarm.gossip.view import Facts
 from transport.machine import Effect, NodeId, Send
@@ -241,7 +251,7 @@ def test_notices_are_bounded() -> None:
 
 def test_whole_views_are_not_given_away_at_a_strangers_pace() -> None:
     membership = meet(1)
-    ask = Message(Exchange(answer=True))
+    ask = Message(Compare(hashes=bytes(HASHES_BYTES), answer=True, newcomer=True))
     answers = [bool(sends(membership.handle(A, ask, 1.0 + index / 10), Exchange)) for index in range(15)]
     assert answers == [index in (0, 10) for index in range(15)]
     assert not sends(membership.handle(node_name(9), ask, 9.0), Exchange)
@@ -258,8 +268,8 @@ def test_the_revoked_are_out_and_stay_out() -> None:
     assert not membership.handle(A, Message(Ping(seq=1)), 2.0)
     assert not membership.handle(B, Message(Spread(claims=(signed_claim(1, 2),))), 2.0)
     assert (status(membership), status(membership, B)) == ("left", "alive")
-    exchanged = [body for _, body in sends(membership._spreading.exchange([B], 3.0, answer=False), Exchange)]
-    assert A not in {signed.signer for body in exchanged for signed in body.records}
+    told = {signed.signer for message in whole_view(membership) for signed in message.body.records}
+    assert told == {B, membership.me}
 
 
 def test_a_stalled_node_doubts_itself_before_others() -> None:

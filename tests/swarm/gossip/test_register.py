@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from gossip_world import machine, node_name, record_of, signed_claim, signed_record
+from gossip_world import machine, node_name, record_of, signed_claim, signed_record, whole_view
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -94,8 +94,8 @@ def test_two_views_that_exchange_become_one(left: list[News], right: list[News])
     other.seed([signed_record(record_of(accuser)) for accuser in ACCUSERS], 0.0)
     hear(other, right)
     for giver, taker in ((one, other), (other, one)):
-        for send in giver._spreading.exchange([taker.me], NOW, answer=False):
-            taker.handle(giver.me, send.message, NOW)
+        for message in whole_view(giver):
+            taker.handle(giver.me, message, NOW)
     mine, theirs = state(one), state(other)
     for node in (node_name(1), node_name(2)):
         assert mine.get(node) == theirs.get(node)
