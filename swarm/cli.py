@@ -255,6 +255,34 @@ def simulate(
     raise typer.Exit(1 if found["broken"] else 0)
 
 
+@app.command()
+def chaos(
+    job: Annotated[Path | None, typer.Argument(help="A job.toml; default: the demo's job, endless.")] = None,
+    faults: Annotated[Path | None, typer.Option(help="A fault script: who is hit, how and when.")] = None,
+    nodes: Annotated[int, typer.Option(min=0, max=64, help="Node processes; 0: as the job says, or 8.")] = 0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long faults are played.")] = 10,
+    wan: Annotated[
+        bool | None, typer.Option("--wan/--no-wan", help="Emulated network; default: where possible.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of chance in the script and in the network.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A new directory; default: the next chaos-out/N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A fault script on real processes of this machine. 1 if a promise broke.
+
+    Over an emulated wide-area network where there is root, iproute2 and /dev/net/tun.
+
+    Example: farflung chaos --faults docs/examples/twenty_kills.toml
+    """
+    from swarm.lab.chaos import ChaosOptions, run_chaos
+    from swarm.lab.chaos_summary import render
+
+    options = ChaosOptions(job=job, faults=faults, nodes=nodes, minutes=minutes, wan=wan, seed=seed, out=out)
+    found = run_chaos(options, lambda line: print(line, file=sys.stderr if as_json else None, flush=True))
+    print_json(found) if as_json else print(render(found))
+    raise typer.Exit(1 if found["broken"] else 0)
+
+
 @bench.command()
 def throughput(
     nodes: Annotated[int, typer.Option(min=1, max=64, help="Node processes.")] = 8,

@@ -162,27 +162,32 @@ class RealSwarm:
         """SIGKILL both halves of a process, as a power cut would."""
         child = self.children[name]
         self.killed.append(name)
-        self._fault(child, "killed")
+        self.note_fault(child, "killed")
         kill_group(child.pid)
 
     def pause(self, name: str) -> None:
         """SIGSTOP both halves of a process, as a suspended machine would."""
         child = self.children[name]
-        self._fault(child, "paused")
+        self.note_fault(child, "paused")
         os.killpg(child.pid, signal.SIGSTOP)
 
     def proceed(self, name: str) -> None:
         """Let a paused process go on."""
         child = self.children[name]
         os.killpg(child.pid, signal.SIGCONT)
-        self._fault(child, "proceeding")
+        self.note_fault(child, "proceeding")
 
     def leave(self, name: str) -> None:
         """Ask one process to hand over and go."""
         self._spawner.signal(self.children[name].pid, signal.SIGTERM)
 
-    def _fault(self, child: Child, what: str) -> None:
-        self._faults(Event("fault", wall_time(), child.node, {"what": what, "name": child.name}))
+    def note_fault(self, child: Child, what: str, **fields: Any) -> None:
+        """Write down what was done to a process."""
+        self._faults(Event("fault", wall_time(), child.node, {"what": what, "name": child.name} | fields))
+
+    def note(self, what: str, **fields: Any) -> None:
+        """Write down what was done to no process in particular."""
+        self._faults(Event("fault", wall_time(), "", {"what": what} | fields))
 
     def events(self) -> list[EventMap]:
         """Events since the last call, of all processes."""

@@ -1,0 +1,274 @@
+"""Carries a fault script out on real processes: signals, new starts, limits, cuts of the emulated network"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from random import Random
+
+from swarm.daemon.archive import newest_whole
+from swarm.daemon.options import UserError
+from swarm.lab.faults import (
+    ClockSkew,
+    Corrupt,
+    Crash,
+    Cut,
+    DiskFull,
+    Fault,
+    Partition,
+    Pause,
+    Restart,
+    SlowCompute,
+    SlowLink,
+)
+from swarm.lab.processes import Child, RealSwarm
+from swarm.lab.schedule import FaultSchedule, Firing
+from swarm.lab.selectors import Standing, select
+from swarm.lab.wan import WideArea
+
+TURN_S = 0.1
+"""A slowed training process is stopped for a part of every turn: shorter than any time-out,
+longer than the scheduler's own turns."""
+COORDINATOR = "coordinator"
+
+
+def refuse_impossible(faults: Sequence[Fault], *, nodes: int, because: str) -> None:
+    """Raise UserError for what real processes cannot be made to suffer. because: why there is no
+    emulated network, empty if there is one."""
+    for fault in faults:
+        if isinstance(fault, Cut | Partition | SlowLink) and because:
+            raise UserError(f"the fault {fault.kind!r} needs the emulated network, but {because}")
+        if isinstance(fault, Corrupt):
+            why = "real bytes are under TCP's checksums and under encryption"
+            raise UserError(f"the fault 'corrupt' is for `farflung simulate`: {why}")
+        if isinstance(fault, ClockSkew):
+            why = "all processes here share this machine's clock"
+            raise UserError(f"the fault 'clock_skew' is for `farflung simulate`: {why}")
+        for selector in selectors_of(fault):
+            which, _, number = selector.partition(":")
+            if which == "region":
+                raise UserError(f"{selector!r} names a region, but this swarm has none")
+            if which == "node" and int(number) >= nodes:
+                raise UserError(f"{selector!r} names no node: there are {nodes}, node:0 is the first")
+
+
+def selectors_of(fault: Fault) -> tuple[str, ...]:
+    """Everybody that a fault names."""
+    if isinstance(fault, Cut):
+        return tuple(who for side in fault.between for who in side)
+    if isinstance(fault, Partition):
+        return tuple(who for side in fault.groups for who in side)
+    return (fault.node,)
+
+
+class Player:
+    """What is done to a swarm, to whom, and what has to be undone.
+
+    holders: of each stage, by the processes' own status; its owner keeps it fresh. ids: node id
+    of each process that ever ran. killed: process ids. begun: how many faults of each kind hit
+    somebody. missed: sentences, which did not.
+    """
+
+    def __init__(
+        self,
+        swarm: RealSwarm,
+        wan: WideArea | None,
+        faults: Sequence[Fault],
+        nodes: Sequence[str],
+        rng: Random,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._swarm, self._wan, self._nodes, self._rng, self._tasks = swarm, wan, nodes, rng, tasks
+        self._schedule = FaultSchedule(faults)
+        self._hit: dict[int, list[Child]] = {}
+        self._slowing: dict[int, list[asyncio.Task[None]]] = {}
+        self.paused: set[str] = set()
+        self.holders: Mapping[int, Sequence[str]] = {}
+        self.ids: dict[str, str] = {}
+        self.killed: set[int] = set()
+        self.begun: dict[str, int] = {}
+        self.missed: list[str] = []
+
+    @property
+    def next_s(self) -> float | None:
+        """When the next fault begins or ends, as far as time alone decides."""
+        return self._schedule.next_s()
+
+    async def step(self, now_s: float, iteration: int) -> None:
+        """Do what is due."""
+        self.ids |= {name: child.node for name, child in self._swarm.children.items() if child.node}
+        for firing in self._schedule.due(now_s, iteration):
+            await (self._undo(firing) if firing.undo else self._begin(firing))
+
+    def release(self) -> None:
+        """Let everything that was stopped or slowed go on, so that it can be asked to leave."""
+        for tasks in self._slowing.values():
+            for task in tasks:
+                task.cancel()
+        for name in sorted(self.paused):
+            self._proceed(self._swarm.children[name])
+
+    # -- one fault --------------------------------------------------------------------------
+
+    async def _begin(self, firing: Firing) -> None:
+        match firing.fault:
+            case Crash(node=who) | Restart(node=who):
+                for child in self._remember(firing, who):
+                    self.paused.discard(child.name)
+                    self.killed.add(child.pid)
+                    self._swarm.kill(child.name)
+            case Pause(node=who):
+                for child in self._remember(firing, who):
+                    self.paused.add(child.name)
+                    self._swarm.pause(child.name)
+            case SlowCompute(node=who, factor=factor):
+                self._slowing[firing.index] = [
+                    self._tasks.create_task(self._slow(child, factor))
+                    for child in self._remember(firing, who)
+                ]
+            case DiskFull(node=who):
+                for child in self._remember(firing, who):
+                    self._swarm.note_fault(child, "disk_full")
+                    limit_files(child, full=True)
+            case SlowLink(node=who, factor=factor):
+                for child in self._remember(firing, who):
+                    self._swarm.note_fault(child, "slow_link")
+                    await self._network().slow(child.name, factor)
+            case Cut(between=sides, one_way=one_way):
+                await self._cut(firing, sides, one_way=one_way)
+            case Partition(groups=sides):
+                await self._cut(firing, sides)
+
+    async def _undo(self, firing: Firing) -> None:
+        hit = self._hit.get(firing.index, [])
+        match firing.fault:
+            case Restart():
+                for child in hit:
+                    await self._start_again(child.name)
+            case Pause():
+                for child in hit:
+                    self._proceed(child)
+            case SlowCompute():
+                for task in self._slowing.pop(firing.index, []):
+                    task.cancel()
+            case DiskFull():
+                for child in hit:
+                    limit_files(child, full=False)
+                    self._swarm.note_fault(child, "disk_free")
+            case SlowLink():
+                for child in hit:
+                    await self._network().slow(child.name, 1.0)
+                    self._swarm.note_fault(child, "link_restored")
+            case Cut() | Partition():
+                await self._network().heal(_cut_name(firing))
+                self._swarm.note("healed", cut=_cut_name(firing))
+
+    def _remember(self, firing: Firing, selector: str) -> list[Child]:
+        """Whom a fault hits: those that run. They are kept for its end."""
+        hit = [self._swarm.children[name] for name in self._who(selector) if name in self._swarm.alive]
+        self._hit[firing.index] = hit
+        self._count(firing, hit)
+        return hit
+
+    def _who(self, selector: str) -> tuple[str, ...]:
+        alive = self._swarm.alive
+        standing = Standing(
+            nodes=self._nodes,
+            live=[name for name in self._nodes if name in alive],
+            coordinator=COORDINATOR if COORDINATOR in alive else None,
+            holders=self.holders,
+        )
+        return select(selector, standing, self._rng)
+
+    def _count(self, firing: Firing, hit: Collection[object]) -> None:
+        if hit:
+            self.begun[firing.fault.kind] = self.begun.get(firing.fault.kind, 0) + 1
+        else:
+            wanted = ", ".join(selectors_of(firing.fault))
+            self.missed.append(f"{firing.fault.kind} of {wanted} met nobody alive")
+
+    # -- how --------------------------------------------------------------------------------
+
+    async def _start_again(self, name: str) -> None:
+        """With what is on its disk; the coordinator as a person would start it after a power cut."""
+        if name in self._swarm.alive:
+            return
+        if name != COORDINATOR:
+            await self._swarm.start_node(name)
+            return
+        checkpoints, stages = self._swarm.job_directory / "checkpoints", self._swarm.job.pipeline.stages
+        kept = (await asyncio.to_thread(newest_whole, checkpoints, stages)).iteration
+        if kept:
+            self._swarm.note("resuming", name=name)
+        await self._swarm.start_coordinator(resume=kept > 0)
+
+    def _proceed(self, child: Child) -> None:
+        if child.name in self.paused and self._is_running(child):
+            self._swarm.proceed(child.name)
+        self.paused.discard(child.name)
+
+    def _is_running(self, child: Child) -> bool:
+        """Whether it is still the same process."""
+        return child.name in self._swarm.alive and self._swarm.children[child.name].pid == child.pid
+
+    async def _slow(self, child: Child, factor: float) -> None:
+        """Stop the training process for all but 1/factor of every turn; gossip is left alone."""
+        work_pid = child.info.get("work_pid")
+        if work_pid is None:
+            return
+        self._swarm.note_fault(child, "slow_compute")
+        try:
+            while self._is_running(child):
+                if child.name not in self.paused:
+                    _signal(work_pid, signal.SIGSTOP)
+                await asyncio.sleep(TURN_S * (1 - 1 / factor))
+                if child.name not in self.paused:
+                    _signal(work_pid, signal.SIGCONT)
+                await asyncio.sleep(TURN_S / factor)
+        finally:
+            if self._is_running(child):
+                if child.name not in self.paused:
+                    _signal(work_pid, signal.SIGCONT)
+                self._swarm.note_fault(child, "compute_restored")
+
+    async def _cut(self, firing: Firing, sides: Sequence[Sequence[str]], *, one_way: bool = False) -> None:
+        """A process on two sides stays on the first. One that is down now is cut off when it returns."""
+        seen: set[str] = set()
+        found: list[list[str]] = []
+        for selectors in sides:
+            members = dict.fromkeys(name for selector in selectors for name in self._who(selector))
+            found.append([name for name in members if name not in seen])
+            seen |= members.keys()
+        self._count(firing, seen)
+        await self._network().cut(_cut_name(firing), found, one_way=one_way)
+        nodes = [[self.ids[name] for name in side if name in self.ids] for side in found]
+        self._swarm.note("cut", cut=_cut_name(firing), sides=nodes, names=found, one_way=one_way)
+
+    def _network(self) -> WideArea:
+        assert self._wan is not None, "scripts with cuts are refused without one"
+        return self._wan
+
+
+def limit_files(child: Child, *, full: bool) -> None:
+    """Let the processes of a node write nothing more to any file, or let them again.
+
+    The kernel refuses every write to a regular file then, sockets are not touched.
+    """
+    for pid in (child.info.get("pid"), child.info.get("work_pid")):
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if full else most, most))
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _cut_name(firing: Firing) -> str:
+    return f"{firing.fault.kind}-{firing.index}"

@@ -1,0 +1,83 @@
+"""What came of a run under faults: the figures a person looks at first, and the verdict of every check"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+from swarm.lab.chaos_checks import Evidence, false_deaths, judge
+from swarm.lab.chaos_player import Player
+from swarm.lab.tally import Commit, Tally
+
+
+def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
+    """The fields of `farflung chaos --json`.
+
+    iterations, losses: of the cell that came furthest; the losses are training losses. kills: of
+    processes, by name of the kind. longest_gap_s: between two commits of whichever cells.
+    """
+    tally = Tally()
+    tally.add(run.story)
+    commits = sorted(tally.commits.values(), key=lambda commit: commit.time)
+    furthest = _furthest(commits)
+    killed = [str(event["name"]) for event in run.story if event.get("what") == "killed"]
+    verdicts = judge(run)
+    falsely = false_deaths(run)
+    return {
+        "seconds": round(run.judged_at - began, 1),
+        "iterations": furthest[-1].iteration if furthest else 0,
+        "cells": dict(sorted(Counter(commit.cell for commit in commits).items())),
+        "loss_first": furthest[0].loss if furthest else None,
+        "loss_last": furthest[-1].loss if furthest else None,
+        "tokens": sum(commit.tokens for commit in commits),
+        "longest_gap_s": round(longest_gap_s(commits), 1),
+        "faults": dict(player.begun),
+        "missed": player.missed,
+        "kills": len(killed),
+        "killed": dict(sorted(Counter(killed).items())),
+        "recoveries": tally.recoveries,
+        "refounded": len(run.refoundings),
+        "false_deaths": len(falsely),
+        "falsely": falsely,
+        "checks": {name: verdict.as_map() for name, verdict in verdicts.items()},
+        "broken": [sentence for verdict in verdicts.values() for sentence in verdict.broken],
+    }
+
+
+def _furthest(commits: list[Commit]) -> list[Commit]:
+    """The commits, by time, of the cell with the highest iteration."""
+    if not commits:
+        return []
+    cell = max(commits, key=lambda commit: commit.iteration).cell
+    return [commit for commit in commits if commit.cell == cell]
+
+
+def longest_gap_s(commits: list[Commit]) -> float:
+    """The longest time without any commit, from the first to the last."""
+    return max((later.time - earlier.time for earlier, later in pairwise(commits)), default=0.0)
+
+
+def render(found: dict[str, Any]) -> str:
+    """The summary for a person."""
+    kills = ", ".join(f"{count} of {name}" for name, count in found["killed"].items()) or "nobody"
+    sources = Counter(recovery["how"] for recovery in found["recoveries"])
+    slowest = max((recovery["seconds"] or 0.0 for recovery in found["recoveries"]), default=0.0)
+    recovered = ", ".join(f"{count} by {how}" for how, count in sources.items()) or "none"
+    lines = [
+        f"{found['iterations']} iterations in {found['seconds']:.0f} s, {found['tokens']:,} tokens;"
+        f" training loss {found['loss_first']} -> {found['loss_last']}",
+        f"{found['kills']} killed: {kills}; longest gap without a commit {found['longest_gap_s']:.1f} s",
+        f"stages recovered: {recovered}; the slowest in {slowest:.1f} s",
+        f"false deaths: {found['false_deaths']}",
+        *(f"  {_verdict(verdict)}  {name.replace('_', ' ')}" for name, verdict in found["checks"].items()),
+        *(f"BROKEN: {sentence}" for sentence in found["broken"]),
+        f"the story is in {found['out']}/run.jsonl, the nodes' logs are beside it",
+    ]
+    return "\n".join(lines)
+
+
+def _verdict(verdict: dict[str, Any]) -> str:
+    if "not_checked" in verdict:
+        return f"not checked ({verdict['not_checked']})"
+    return f"{'held  ' if verdict['held'] else 'BROKEN'} ({verdict['looked_at']})"
