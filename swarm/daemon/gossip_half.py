@@ -29,19 +29,21 @@ from swarm.events import Emit, Event, EventKind, Noted
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated
 from swarm.gossip.membership import Membership
-from swarm.gossip.messages import Notice
+from swarm.gossip.messages import Notice, Spread
 from swarm.gossip.records import Untrusted
 from swarm.gossip.view import MemberRecord, Role, View
 from swarm.job import Job
 from transport.driver import Driver
 from transport.identity import Identity, verify
 from transport.link import Link
-from transport.machine import Effect, NodeId
-from transport.wire import Body, Signed, WireError
+from transport.machine import Effect, NodeId, Send
+from transport.wire import Body, Message, Signed, WireError
 
 DONE_S = 10.0
 """After every live worker has finished: how long a node stays for late readers."""
 LOOK_S = 1.0
+LAST_WORD_S = 2.0
+"""How long the link to a revoked node stays open for telling it so; what it says is ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +144,8 @@ class GossipHalf:
         self._progress = Progress()
         self._done_since: float | None = None
         self._code = 0
+        self._outcasts: list[tuple[float, NodeId]] = []
+        self._outcast_reason = ""
         self._leaving = self._noted_unreadable = False
 
     @property
@@ -187,18 +191,22 @@ class GossipHalf:
         )
 
     async def run(self) -> int:
-        """Gossip until the training half is gone. Returns an exit code; raises UserError."""
+        """Gossip until the training half is gone. Returns an exit code; raises UserError.
+
+        A node that was put out ends with a sentence, too: its person has to know.
+        """
         listening = self._driver.run()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(listening)
                 tasks.create_task(self._hear())
-                if self.setup.record.role == "worker":
-                    tasks.create_task(self._watch())
+                tasks.create_task(self._watch())
         except* _Ended:
             self._driver.act(self._membership.leave())
         except* UserError as group:
             raise group.exceptions[0] from None
+        if self._outcast_reason:
+            raise UserError(self._outcast_reason)
         return self._code
 
     @staticmethod
@@ -228,7 +236,9 @@ class GossipHalf:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            self._look_whether_done(self._now())
+            if self.setup.record.role == "worker":
+                self._look_whether_done(self._now())
+            self._hang_up_on_outcasts(self._now())
 
     def _on_bridge(self, body: Body) -> None:
         now = self._now()
@@ -295,10 +305,23 @@ class GossipHalf:
         self.setup.emit(Event(kind, self.setup.wall(), self.setup.record.node, dict(fields)))
 
     def _revoke(self, notice: Notice) -> None:
+        """Put them out. The notice is the last they hear: who is only cut off would train on alone."""
         nodes = self.setup.verifier.revoked(notice, self.setup.record.certificate)
-        self._driver.act(self._membership.revoke(nodes, self._now()))
+        effects = self._membership.revoke(nodes, self._now())
+        forgotten = [effect.peer for effect in effects if isinstance(effect, Forget)]
+        self._driver.act([effect for effect in effects if not isinstance(effect, Forget)])
+        last_word = Message(Spread(notices=(notice,)))
+        self._driver.act([Send(peer, last_word) for peer in forgotten])
+        self._outcasts += [(self._now() + LAST_WORD_S, peer) for peer in forgotten]
         if self.setup.record.node in nodes and not self._leaving:
+            self._outcast_reason = "this node's membership was revoked: ask whoever runs the job"
             self.leave("this node's membership was revoked")
+
+    def _hang_up_on_outcasts(self, now: float) -> None:
+        due = [peer for at, peer in self._outcasts if now >= at]
+        self._outcasts = [(at, peer) for at, peer in self._outcasts if now < at]
+        for peer in due:
+            self._link.forget(peer)
 
     def _believe(self, notice: Notice) -> bool:
         """Revocations come from the run key, genesis from a coordinator; there are no other topics."""

@@ -57,6 +57,10 @@ class JoinRefused(UserError):
     """The lobby said no, or what it handed over proves nothing. The text is the sentence why."""
 
 
+class MembershipRevoked(JoinRefused):
+    """This node was put out of the job. What it was once given counts for nothing."""
+
+
 class LobbyUnreachable(UserError):
     """Nobody answered in the time there was."""
 
@@ -161,7 +165,8 @@ class _Newcomer:
             if isinstance(answer, Welcome):
                 return answer
             if isinstance(answer, Refused) and not answer.again:
-                raise JoinRefused(_printable(answer.reason))
+                refused = MembershipRevoked if answer.revoked else JoinRefused
+                raise refused(_printable(answer.reason))
             why = _printable(answer.reason) if isinstance(answer, Refused) else "no answer yet"
             waiting(f"the lobby at {address}: {why}")
             pause_s = min(WAIT_S_MAX, WAIT_S_MIN * 2.0 ** min(attempt, 16))

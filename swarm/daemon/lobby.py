@@ -92,12 +92,16 @@ class Welcome(Body):
 
 
 class Refused(Body):
-    """Lobby -> newcomer: no, and why. `again`: a new `Hello` may fare better."""
+    """Lobby -> newcomer: no, and why. `again`: a new `Hello` may fare better.
+
+    revoked: nor does an earlier certificate of this node count any more.
+    """
 
     kind: ClassVar[str] = "refused"
 
     reason: Reason
     again: bool = False
+    revoked: bool = False
 
 
 TO_LOBBY = Schema((Hello, Join), JOIN_LIMITS)
@@ -283,7 +287,7 @@ class Lobby:
             invitation, node, self.ledger, revoked, now_wall
         ) or self.authority.binding_objection(request.binding, request.public_key, client.curve_key)
         if objection:
-            return _refuse(client, objection, peer=node)
+            return _refuse(client, objection, peer=node, revoked=node in revoked)
         self.ledger = self.ledger.after(invitation, node)
         certificate, data = self.authority.certify(
             request.public_key,
@@ -312,7 +316,9 @@ class Lobby:
         )
 
 
-def _refuse(client: Client, reason: str, *, peer: str = "", again: bool = False) -> list[Effect]:
+def _refuse(
+    client: Client, reason: str, *, peer: str = "", again: bool = False, revoked: bool = False
+) -> list[Effect]:
     reason = reason[:200]
     fields = {"peer": peer[:12], "reason": reason, "address": client.address}
-    return [Reply(Refused(reason=reason, again=again)), Noted("refused", fields)]
+    return [Reply(Refused(reason=reason, again=again, revoked=revoked)), Noted("refused", fields)]

@@ -74,8 +74,8 @@ def _listen(context: zmq.asyncio.Context, secret: str, host: str, port: int) -> 
         socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
     except zmq.ZMQError as error:
         raise UserError(
-            f"the lobby cannot listen on {host}:{port}, which this job's invitations name: "
-            f"{zmq.strerror(error.errno)}; stop who uses it"
+            f"the lobby cannot listen on {host}:{port}, as invitations say "
+            f"({zmq.strerror(error.errno)}): is this job already running?"
         ) from None
     return socket
 

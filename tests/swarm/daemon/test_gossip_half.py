@@ -197,6 +197,18 @@ def test_the_revoked_are_put_out_by_everyone_and_told_to_go(play: Callable[[Scen
     play(scene)
 
 
+def test_the_revoked_hear_of_it_from_those_who_put_them_out(play: Callable[[Scene], None]) -> None:
+    """They were only cut off, took that for a partition, and trained on alone."""
+
+    async def scene(table: Table) -> None:
+        coordinator, outcast, *_ = await table.meet(3)
+        notice = revoke(table.issuer.authority.run_key, table.issuer.job.digest, [outcast.identity.node])
+        coordinator.half.publish(notice.topic, notice.version, notice.notice)
+        assert "revoked" in (await outcast.hears(Stop)).reason
+
+    play(scene)
+
+
 def test_who_was_revoked_is_told_to_go(simulate: Callable[[Scene], None]) -> None:
     async def scene(table: Table) -> None:
         _, outcast, *_ = await table.meet(2)

@@ -109,7 +109,7 @@ async def test_each_wrong_invitation_gets_its_sentence_and_one_event(tmp_path: P
         # Somebody else's invitation, sent to our lobby by hand.
         misdirected = theirs.model_copy(update={"lobby": ours.lobby, "lobby_key": key})
         revoked = make_invitation(tmp_path / "ours")
-        revoke(tmp_path / "ours", revoked.jti)
+        revoke(tmp_path / "ours", revoked.text)
         tampered = ours.model_copy(update={"signed": ours.signed.model_copy(update={"signature": bytes(64)})})
         wrong = [
             (expired, "has expired"),

@@ -192,7 +192,11 @@ def test_spent_uses_survive_a_restart_of_the_lobby() -> None:
 )
 def test_the_revoked_are_refused(revoked: str, reason: str) -> None:
     world = World()
-    assert_refused(world, world.join(revoked={revoked}), reason, Ledger())
+    effects = world.join(revoked={revoked})
+    assert_refused(world, effects, reason, Ledger())
+    said = answer(effects)
+    assert isinstance(said, Refused)
+    assert said.revoked == (revoked == NODE.node)
 
 
 def test_a_nonce_counts_once() -> None:
