@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from swarm.daemon.links import open_link
 from swarm.daemon.lobby import Admitted
 from swarm.daemon.lobby_server import open_lobby, serve_lobby
 from swarm.daemon.lock import lock_directory
+from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation, run_until_told, say, write_info
 from swarm.daemon.options import CoordinatorOptions, UserError
 from swarm.daemon.status import serve_status
@@ -183,17 +184,6 @@ class Coordinator:
         say(f"job {self.jobdir.job.name} is open to newcomers at {self.jobdir.lobby}", server)
 
 
-async def remember_members(half: GossipHalf, directory: Path) -> None:
-    """Write down who is here, so that a restart after a crash finds them."""
-    known: tuple[Signed, ...] = ()
-    while True:
-        records = half.records()
-        if {r.signer for r in records} != {r.signer for r in known}:
-            known = records
-            write_members(directory, records)
-        await asyncio.sleep(1.0)
-
-
 async def tell_revocations(half: GossipHalf, jobdir: JobDir) -> None:
     """Tell all members who was revoked, at the start and whenever somebody more is."""
     told: frozenset[str] = frozenset()
@@ -275,7 +265,12 @@ async def found_once(
                 resumed_cell=resumed.cell,
             )
             version = max(int(wall()), kept.version + 1 if kept else 0)
-            write_founded(directory, version, notice)
+            try:
+                write_founded(directory, version, notice)
+            except OSError as error:
+                fields = {"what": "founding", "why": f"it cannot be written down: {error.strerror}"}
+                half.setup.emit(Event("dropped", wall(), identity.node, fields))
+                continue  # not founded yet: a crash would forget what everybody had begun
             half.publish(TOPIC, version, notice)
             return
 
@@ -300,26 +295,6 @@ def stage_sizes(job: Job, vocab: int) -> tuple[int, ...]:
     """Parameters of each stage of a job."""
     config = preset(job.model.preset, vocab)
     return tuple(stage_size(config, job.pipeline.stages, k) for k in range(job.pipeline.stages))
-
-
-def write_members(directory: Path, records: Sequence[Signed]) -> None:
-    """Keep the members' records, so that a coordinator that comes back finds its swarm."""
-    draft = directory / "members.tmp"
-    draft.write_bytes(pack_payload(_Members(records=tuple(records))))
-    draft.replace(directory / "members")
-
-
-def read_members(directory: Path) -> tuple[Signed, ...]:
-    """The members' records kept at an earlier run; none if they cannot be read."""
-    try:
-        data = (directory / "members").read_bytes()
-        return unpack_payload(_Members, data, WireLimits(header_bytes_max=64 << 20)).records
-    except (OSError, WireError):
-        return ()
-
-
-class _Members(Part):
-    records: tuple[Signed, ...]
 
 
 class _Founded(Part):

@@ -19,9 +19,10 @@ from pathlib import Path
 from swarm.daemon.bridge import Begin, Failed, Listening
 from swarm.daemon.bridges import SocketBridge
 from swarm.daemon.gossip_half import GossipHalf, GossipSetup
-from swarm.daemon.joining import JoinRefused, Welcomed, join, load_welcomed
+from swarm.daemon.joining import JoinRefused, MembershipRevoked, Welcomed, join, load_welcomed
 from swarm.daemon.links import open_link
 from swarm.daemon.lock import lock_directory
+from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.options import NodeOptions, UserError
 from swarm.daemon.process import GOSSIP_SLICE_NS, choose_slice
 from swarm.daemon.status import StatusServer, serve_status
@@ -145,7 +146,7 @@ class Node:
                 emit=emit,
             )
             half = GossipHalf(setup, link, bridge)
-            half.seed(welcomed.members)
+            half.seed((*welcomed.members, *read_members(options.data_dir)))
             return await self._serve(half, emit)
         finally:
             await link.close()
@@ -184,7 +185,7 @@ class Node:
             )
         except UserError as error:
             emit(Event("refused", wall_time(), self.identity.node, {"reason": str(error)}))
-            if known is None:
+            if known is None or isinstance(error, MembershipRevoked):
                 raise
             return known  # admitted before, and the lobby is gone or the invitation is used up
         welcomed.save(self.options.data_dir)
@@ -205,7 +206,11 @@ class Node:
         emit(Event("started", wall_time(), self.identity.node, {"role": "worker", **info}))
         say(f"node {self.identity.node[:12]} takes part in job {half.setup.job.name}", server)
         try:
-            return await run_until_told(half, LEAVE_S)
+            async with asyncio.TaskGroup() as tasks:
+                keeping = tasks.create_task(remember_members(half, self.options.data_dir))
+                code = await run_until_told(half, LEAVE_S)
+                keeping.cancel()
+            return code
         finally:
             if server is not None:
                 await server.close()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swarm.daemon.bridge import FactsChanged
 from swarm.events import Event
+from swarm.job import Job
 from swarm.lab.sim_node import virtual_now
 from swarm.messages import CellRecord, origin_of
+from swarm.pipeline.trainer import Trainer
 from transport.wire import Body
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Evidence:
         takes the state again as soon as it can reach somebody who did not.
     failures: sentences, whom an error ended.
     touched: what is new in `records` since the checkers looked last.
+    stuck: sentences, cells that could train to the end and have not, when the world ended.
     complete, extinct: whether every stage had a running holder once; and whether, after that, the
         ends or the whole body had none, so that nothing is left to rebuild the model from.
     """
@@ -44,6 +47,7 @@ class Evidence:
     excused: dict[tuple[str, int], float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     touched: dict[tuple[str, int], None] = field(default_factory=dict)
+    stuck: tuple[str, ...] = ()
     complete: bool = False
     extinct: bool = False
 
@@ -70,6 +74,18 @@ class Evidence:
         body = {stage for stage in held if stage}
         self.complete |= len(held) == stages
         self.extinct |= self.complete and (0 not in held or (stages > 1 and not body))
+
+    def end(self, nodes: Iterable[SimNode], job: Job) -> None:
+        """The world ends: who could still have trained?"""
+        cells: dict[str, list[Trainer]] = {}
+        for node in nodes:
+            if node.trainer is not None:
+                cells.setdefault(node.trainer.cell, []).append(node.trainer)
+        self.stuck = tuple(
+            f"cell {cell} has {len(here)} members of its roster and every stage, and is at iteration {at}"
+            for cell, here in cells.items()
+            if can_go_on(here, job) and (at := max(t.record.iteration for t in here)) < job.inner.iterations
+        )
 
     def fail(self, process: SimProcess, error: Exception) -> None:
         """An error ended a process: the innermost one, and where it was raised."""
@@ -109,3 +125,13 @@ class Evidence:
                 if slot == record.slot - 2 and origin_of(cell) == origin_of(record.cell):
                     before += found
         return len({node for r in (record, *before) for node in r.roster[0]})
+
+
+def can_go_on(here: Sequence[Trainer], job: Job) -> bool:
+    """Whether these members of a cell are a majority of its last roster and hold every stage."""
+    newest = max((trainer.record for trainer in here), key=lambda record: record.slot)
+    roster = {node for row in newest.roster for node in row}
+    held = {stage for trainer in here for stage in trainer.computing.stages}
+    return (
+        2 * len(roster & {trainer.me for trainer in here}) > len(roster) and len(held) == job.pipeline.stages
+    )

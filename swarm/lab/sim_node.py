@@ -18,8 +18,9 @@ from typing import Any
 from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, inline
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.compute import CostCompute
-from swarm.daemon.coordinator import found_once, read_members, remember_members
+from swarm.daemon.coordinator import found_once
 from swarm.daemon.gossip_half import GossipHalf, GossipSetup
+from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation
 from swarm.daemon.training_half import TrainingHalf
 from swarm.daemon.training_setup import WORK_SCHEMA, TrainingSetup
@@ -217,13 +218,15 @@ class SimNode(SimProcess):
         self.gossip = GossipHalf(setup, gossip, ours)
         self.training = TrainingHalf(self._training_setup(setup), work, bridge, self.compute)
         self.ground.note("started", self.node, role="worker", incarnation=setup.record.incarnation)
-        # What an earlier life was told by the lobby is on this node's disk.
+        # What an earlier life was told by the lobby is on this node's disk, and whom it met since.
         self.known = tuple(self.ground.lobby(self) or self.known)
-        self.gossip.seed(self.known)
+        self.gossip.seed((*self.known, *read_members(self.directory)))
         async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(remember_members(self.gossip, self.directory))
             training = tasks.create_task(_then(self.training.run(), theirs.close))
             await self.gossip.run()
             training.cancel()
+            keeping.cancel()
         for link in (gossip, work):
             await link.close()
 

@@ -211,7 +211,10 @@ def play(scenario: Scenario) -> Outcome:
 async def _play(scenario: Scenario, directory: Path) -> Outcome:
     world = World(scenario.options, words(), directory)
     outcome = await world.run()
-    if outcome.broken or outcome.finished or world.evidence.extinct:
+    if outcome.broken or outcome.finished:
         return outcome
-    late = f"not finished {PATIENCE_S:.0f} s after the last fault, with iteration {world.iteration}"
-    return replace(outcome, broken=(f"{late} committed (at {outcome.seconds:.1f} s)",))
+    stuck = world.evidence.stuck
+    if world.evidence.extinct or (not stuck and world.iteration >= world.job.inner.iterations):
+        return outcome  # nothing was left to train, or what is left over could not train alone
+    late = f"not finished {PATIENCE_S:.0f} s after the last fault, {world.iteration} iterations committed"
+    return replace(outcome, broken=(late, *stuck))

@@ -238,6 +238,7 @@ class World:
             await asyncio.sleep(END_S)
             broken = broken or self.check()
             finished = self.finished()
+            self.evidence.end(self.nodes, self.job)
             for task in beside:
                 task.cancel()
             for process in self.live():

@@ -1,0 +1,45 @@
+"""What a soak of many seeds found, each as the smallest world that shows it."""
+
+from small_worlds import play, script, small_job
+
+from swarm.lab.soak import TINY
+
+
+def test_a_coordinator_whose_disk_is_full_goes_on_and_founds_the_job_when_there_is_room() -> None:
+    """Seed 36: it could not write down who is here, and died of that."""
+    full = script('[[fault]]\nat_s = 0.4\nkind = "disk_full"\nnode = "coordinator"\nfor_s = 8')
+    played = play(small_job(nodes=3, cells=1, stages=2), full, model=TINY)
+    played.assert_well()
+    assert played.commits()[0].time > 8
+    said = {event.fields["what"] for event in played.of("dropped") if "No space left" in event.fields["why"]}
+    assert said == {"members", "founding"}
+
+
+def test_a_node_that_cannot_write_down_that_it_entered_a_cell_enters_it_when_it_can() -> None:
+    """Seed 36, next to it: entered and not written down, it would enter again after a restart."""
+    full = script('[[fault]]\nat_s = 0.4\nkind = "disk_full"\nnode = "node:1"\nfor_s = 6')
+    played = play(small_job(nodes=3, cells=1, stages=2), full, model=TINY)
+    played.assert_well()
+    node = played.world.nodes[1].node
+    assert "entering" in {event.fields["what"] for event in played.of("dropped") if event.node == node}
+    assert min(event.time for event in played.of("placed") if event.node == node) > 6
+
+
+def test_a_node_that_starts_again_while_the_coordinator_is_away_finds_the_others() -> None:
+    """Seed 37: it knew only whom the lobby had named when it joined: the coordinator."""
+    gone = """
+    [[fault]]
+    at_s = 5
+    kind = "crash"
+    node = "coordinator"
+    [[fault]]
+    at_s = 7
+    kind = "restart"
+    node = "node:0"
+    after_s = 3
+    """
+    job = small_job(nodes=4, cells=1, stages=2, iterations=60)
+    played = play(job, script(gone), until_s=400, model=TINY, flops_per_s=1e6)
+    played.assert_well()
+    node = played.world.nodes[0].node
+    assert all(other.view.status(node) == "alive" for other in played.world.nodes)
