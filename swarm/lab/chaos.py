@@ -99,7 +99,7 @@ def prepare(options: ChaosOptions) -> Scene:
         raise UserError(f"--wan is not possible here: {because}")
     if options.job is None:
         nodes = options.nodes or NODES
-        job = demo_job(nodes=nodes, iterations=ENDLESS, name="chaos")
+        job = chaos_job(nodes)
     else:
         job = load_job(options.job)
         nodes = options.nodes or job.pipeline.nodes
@@ -116,6 +116,17 @@ def prepare(options: ChaosOptions) -> Scene:
         seed=options.seed,
         out=options.out or next_directory(Path("chaos-out")),
     )
+
+
+def chaos_job(nodes: int) -> Job:
+    """The demo's job without an end, and with two holders of each stage where there are nodes for them.
+
+    Holders of a stage can be compared, and one of them can die alone.
+    """
+    job = demo_job(nodes=nodes, iterations=ENDLESS, name="chaos")
+    stages = max(1, nodes // (2 * job.pipeline.cells))
+    pipeline = job.pipeline.model_copy(update={"stages": min(job.pipeline.stages, stages)})
+    return job.model_copy(update={"pipeline": pipeline})
 
 
 async def _run(scene: Scene, say: Say) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from math import inf
 from typing import Any
 
 from swarm.job import Job
-from swarm.lab.chaos_timeline import Timeline, timeline_of
+from swarm.lab.chaos_timeline import Timeline, ends_a_life, timeline_of
 from swarm.lab.checkers import SETTLE_S
 from swarm.lab.evidence import MISSED, RESYNC_S
 from swarm.lab.tail import EventMap
@@ -234,11 +234,11 @@ def views_tell_the_truth(run: Evidence) -> Verdict:
 
 
 def _views(story: Sequence[EventMap]) -> dict[str, dict[str, str]]:
-    """observer -> subject -> the last status that it wrote down since it started, itself alive."""
+    """observer -> subject -> the last status that it wrote down in its present life."""
     views: dict[str, dict[str, str]] = {}
     for event in story:
-        if event["event"] == "started":
-            views[event["node"]] = {event["node"]: "alive"}
+        if ends_a_life(event):
+            views.pop(event["node"], None)
         elif event["event"] == "member":
             views.setdefault(event["node"], {})[event["member"]] = event["status"]
     return views
@@ -261,7 +261,7 @@ def _burials(run: Evidence) -> Iterator[tuple[str, str, float, float]]:
     open_since: dict[tuple[str, str], float] = {}
     for event in run.story:
         observer, time = str(event["node"]), float(event["time"])
-        if event["event"] == "started":  # a new process knows nothing of what it thought before
+        if ends_a_life(event):  # the next process knows nothing of what this one thought
             for key in [key for key in open_since if key[0] == observer]:
                 yield (*key, open_since.pop(key), time)
         elif event["event"] == "member":

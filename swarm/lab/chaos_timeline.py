@@ -67,6 +67,11 @@ class Timeline:
         return next((now - start for start, end in self.hearing(one, other, (-inf, now)) if end == now), 0.0)
 
 
+def ends_a_life(event: EventMap) -> bool:
+    """Whether what a node knew is lost with this: the process is gone, not only standing still."""
+    return event["event"] == "fault" and event.get("what") in ("killed", "ended")
+
+
 def timeline_of(story: Iterable[EventMap]) -> Timeline:
     """Read the events of a run, by time."""
     found = Timeline()
