@@ -205,15 +205,18 @@ class Node:
         write_info(self.options.data_dir / "node.json", info | {"node": self.identity.node})
         emit(Event("started", wall_time(), self.identity.node, {"role": "worker", **info}))
         say(f"node {self.identity.node[:12]} takes part in job {half.setup.job.name}", server)
+        code = 0
         try:
             async with asyncio.TaskGroup() as tasks:
                 keeping = tasks.create_task(remember_members(half, self.options.data_dir))
                 code = await run_until_told(half, LEAVE_S)
                 keeping.cancel()
-            return code
+        except* UserError as group:
+            raise group.exceptions[0] from None
         finally:
             if server is not None:
                 await server.close()
+        return code
 
 
 def say(what: str, server: StatusServer | None = None) -> None:

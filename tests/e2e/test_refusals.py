@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from real_world import of_kind, small_job
 
-from swarm.daemon.jobdir import init_job, make_invitation, open_job
+from swarm.daemon.jobdir import init_job, make_invitation, open_job, revoke
 from swarm.lab.processes import RealSwarm
 from transport.invitation import Invitation
 
@@ -136,6 +136,23 @@ async def test_a_second_coordinator_of_the_same_job(swarm: RealSwarm) -> None:
     await swarm.until_true(lambda: bool(swarm.children["coordinator"].info), timeout_s=10)
     await swarm.start_coordinator()
     assert "is in use by process" in await last_words(swarm, "coordinator")
+
+
+async def test_a_revoked_node_is_told_ends_and_does_not_come_back(swarm: RealSwarm) -> None:
+    for name in ("outcast", "other"):
+        await swarm.start_node(name)
+        await swarm.until(of_kind("started", role="worker"), timeout_s=30)
+    outcast = swarm.children["outcast"].node
+    revoke(swarm.job_directory, outcast)
+    assert "membership was revoked" in await last_words(swarm, "outcast")
+    gone = of_kind("member", member=outcast, status="left", reason="revoked")
+    where = {swarm.children[name].node for name in ("coordinator", "other")}
+    await swarm.until_true(
+        lambda: where <= {event["node"] for event in swarm.story if gone(event)}, timeout_s=30
+    )
+    await swarm.start_node("outcast")
+    assert await swarm.ended("outcast", timeout_s=30) == 2
+    assert swarm.log("outcast").splitlines()[-1] == "error: this node was revoked and may not join this job"
 
 
 async def test_text_that_cannot_be_read(tmp_path: Path) -> None:
