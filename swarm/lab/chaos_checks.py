@@ -105,8 +105,8 @@ class Verdict:
 
     def as_map(self) -> dict[str, Any]:
         """For a line of JSON."""
-        why = self.why_not or ("there was nothing to look at" if not self.looked_at else "")
-        held = {"held": not self.broken} if not why else {"not_checked": why}
+        why = self.why_not or ("" if self.looked_at else "there was nothing to look at")
+        held = {"not_checked": why} if why and not self.broken else {"held": not self.broken}
         return held | {"looked_at": f"{self.looked_at} {self.of_what}", "broken": list(self.broken)}
 
 

@@ -1,0 +1,265 @@
+"""What is refused before anything starts, and what the player does to whom."""
+
+import asyncio
+import resource
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import pytest
+
+from swarm.daemon.options import UserError
+from swarm.lab import chaos
+from swarm.lab.chaos import ChaosOptions, chaos_job, prepare
+from swarm.lab.chaos_player import Player, limit_files, refuse_impossible
+from swarm.lab.chaos_summary import longest_gap_s, render
+from swarm.lab.faults import Restart, load_faults, parse_faults
+from swarm.lab.processes import Child, RealSwarm
+from swarm.lab.tally import Commit
+from swarm.lab.wan import WideArea
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "twenty_kills.toml"
+CUT = '[[fault]]\nat_s = 1\nkind = "cut"\nbetween = [["node:0"], ["coordinator"]]\nfor_s = 5\n'
+
+
+def test_a_script_with_cuts_is_refused_where_there_is_no_network_to_cut(tmp_path: Path) -> None:
+    (tmp_path / "cut.toml").write_text(CUT)
+    with pytest.raises(UserError, match="'cut' needs the emulated network, but --no-wan was given"):
+        prepare(ChaosOptions(faults=tmp_path / "cut.toml", wan=False))
+
+
+def test_a_network_that_is_demanded_and_impossible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos, "why_not", lambda: "network namespaces need root")
+    with pytest.raises(UserError, match="--wan is not possible here: network namespaces need root"):
+        prepare(ChaosOptions(wan=True))
+    scene = prepare(ChaosOptions())
+    assert scene.network() == "on loopback, with kills and pauses only: network namespaces need root"
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ('kind = "corrupt"\nnode = "random"', "for `farflung simulate`"),
+        ('kind = "clock_skew"\nnode = "random"\nby_s = 5', "share this machine's clock"),
+        ('kind = "crash"\nnode = "region:Tokyo"', "this swarm has none"),
+        ('kind = "crash"\nnode = "node:8"', "there are 8"),
+        ('kind = "slow_link"\nnode = "node:1"\nfactor = 3', "needs the emulated network"),
+    ],
+)
+def test_what_real_processes_cannot_suffer_is_refused_in_a_sentence(script: str, sentence: str) -> None:
+    faults = parse_faults(f"[[fault]]\nat_s = 1\n{script}\n")
+    with pytest.raises(UserError, match=sentence):
+        refuse_impossible(faults, nodes=8, because="network namespaces need root")
+
+
+def test_fewer_nodes_than_the_job_waits_for_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text("[pipeline]\nnodes = 4\n")
+    with pytest.raises(UserError, match="would never begin"):
+        prepare(ChaosOptions(job=tmp_path / "job.toml", nodes=2, wan=False))
+
+
+@pytest.mark.parametrize(("nodes", "stages"), [(1, 1), (4, 1), (8, 2), (16, 4), (40, 4)])
+def test_every_stage_of_the_default_job_has_two_holders_where_there_are_enough(
+    nodes: int, stages: int
+) -> None:
+    job = chaos_job(nodes)
+    assert job.pipeline.stages == stages
+    assert nodes < 4 or nodes >= 2 * job.pipeline.cells * stages
+
+
+def test_the_example_kills_twenty_times_and_cuts_two_nodes_off_for_half_a_minute() -> None:
+    faults = load_faults(EXAMPLE)
+    kills = [fault for fault in faults if isinstance(fault, Restart)]
+    assert len(kills) == 20
+    assert Counter(fault.node == "coordinator" for fault in kills) == {False: 17, True: 3}
+    assert [(fault.kind, fault.lasts_s) for fault in faults if fault not in kills] == [("partition", 30)]
+    assert max(fault.at_s or 0 for fault in faults) <= 540
+    refuse_impossible(faults, nodes=8, because="")
+
+
+@dataclass
+class FakeSwarm:
+    """Remembers what was done to it."""
+
+    directory: Path
+    done: list[tuple[str, ...]] = field(default_factory=list)
+    children: dict[str, Child] = field(default_factory=dict)
+    alive: list[str] = field(default_factory=list)
+    job: Any = field(default_factory=lambda: chaos_job(4))
+    job_directory: Path = Path("job")
+
+    def add(self, name: str) -> None:
+        child = Child(name, 1000 + len(self.done), self.directory / name)
+        self.children[name] = child
+        self.alive.append(name)
+
+    async def start_node(self, name: str) -> None:
+        self.done.append(("start", name))
+        self.add(name)
+
+    async def start_coordinator(self, *, resume: bool) -> None:
+        self.done.append(("resume" if resume else "start", "coordinator"))
+        self.add("coordinator")
+
+    def kill(self, name: str) -> None:
+        self.done.append(("kill", name))
+        self.alive.remove(name)
+
+    def pause(self, name: str) -> None:
+        self.done.append(("pause", name))
+
+    def proceed(self, name: str) -> None:
+        self.done.append(("proceed", name))
+
+    def note(self, what: str, **fields: object) -> None:
+        self.done.append((what, str(fields.get("names", fields.get("cut")))))
+
+
+@dataclass
+class FakeWan:
+    done: list[tuple[object, ...]]
+
+    async def cut(self, name: str, sides: list[list[str]], *, one_way: bool) -> None:
+        self.done.append(("wan cut", *map(tuple, sides)))
+
+    async def heal(self, name: str) -> None:
+        self.done.append(("wan heal", name))
+
+
+async def play(script: str, times: list[float], directory: Path) -> tuple[FakeSwarm, Player]:
+    swarm = FakeSwarm(directory)
+    names = ["node-1", "node-2", "node-3"]
+    for name in ("coordinator", *names):
+        swarm.add(name)
+    wan = cast(WideArea, FakeWan(cast(list[tuple[object, ...]], swarm.done)))
+    async with asyncio.TaskGroup() as tasks:
+        faults = parse_faults(script)
+        player = Player(cast(RealSwarm, swarm), wan, faults, names, Random(0), tasks)
+        player.holders = {1: ("node-2",)}
+        for now_s in times:
+            await player.step(now_s, 0)
+    return swarm, player
+
+
+async def test_the_killed_return_and_the_coordinator_resumes_only_what_was_kept(tmp_path: Path) -> None:
+    script = """
+        fault = [
+            {at_s = 1, kind = "restart", node = "holder:1", after_s = 5},
+            {at_s = 2, kind = "restart", node = "coordinator", after_s = 5},
+            {at_s = 3, kind = "crash", node = "holder:3"},
+        ]
+    """
+    swarm, player = await play(script, [1.0, 2.0, 3.0, 8.0], tmp_path)
+    assert swarm.done == [
+        ("kill", "node-2"),
+        ("kill", "coordinator"),
+        ("start", "node-2"),
+        ("start", "coordinator"),
+    ]
+    assert player.begun == {"restart": 2}
+    assert player.missed == ["crash of holder:3 met nobody alive"]
+
+
+async def test_a_paused_node_that_is_killed_is_not_told_to_go_on(tmp_path: Path) -> None:
+    script = """
+        fault = [
+            {at_s = 1, kind = "pause", node = "node:0", for_s = 5},
+            {at_s = 1, kind = "pause", node = "node:1", for_s = 5},
+            {at_s = 2, kind = "crash", node = "node:0"},
+        ]
+    """
+    swarm, player = await play(script, [1.0, 2.0, 7.0], tmp_path)
+    assert swarm.done == [("pause", "node-1"), ("pause", "node-2"), ("kill", "node-1"), ("proceed", "node-2")]
+    assert player.paused == set()
+
+
+async def test_a_partition_is_cut_and_healed_and_nobody_is_on_two_sides(tmp_path: Path) -> None:
+    script = """
+        [[fault]]
+        at_s = 1
+        kind = "partition"
+        groups = [["node:0", "node:1"], ["node:1", "node:2", "coordinator"]]
+        for_s = 5
+    """
+    swarm, _ = await play(script, [1.0, 7.0], tmp_path)
+    sides = [["node-1", "node-2"], ["node-3", "coordinator"]]
+    assert swarm.done == [
+        ("wan cut", *map(tuple, sides)),
+        ("cut", str(sides)),
+        ("wan heal", "partition-0"),
+        ("healed", "partition-0"),
+    ]
+
+
+WRITER = """
+import sys
+for line in sys.stdin:
+    try:
+        with open(sys.argv[1], "a") as file:
+            file.write("x" * 10)
+        print("written", flush=True)
+    except OSError as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+def test_a_full_disk_refuses_what_is_written_and_takes_it_again_when_it_is_free(tmp_path: Path) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "file")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    (tmp_path / "node.json").write_text(f'{{"pid": {writer.pid}, "work_pid": {writer.pid}}}')
+    child, said = Child("n", writer.pid, tmp_path), []
+    with writer:
+        for full in (None, True, False):
+            if full is not None:
+                limit_files(child, full=full)
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+            said.append(writer.stdout.readline().strip())
+        writer.stdin.close()
+    assert said == ["written", "OSError", "written"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 0
+
+
+def test_the_longest_gap_is_between_neighbours_of_whichever_cell() -> None:
+    commits = [
+        Commit(cell, 1, 1.0, 1, time) for cell, time in (("c0", 1.0), ("c1", 2.0), ("c0", 5.0), ("c1", 6.0))
+    ]
+    assert longest_gap_s(commits) == 3.0
+    assert longest_gap_s([]) == 0.0
+
+
+def test_the_summary_says_what_was_not_checked_and_what_broke() -> None:
+    found: dict[str, Any] = {
+        "iterations": 7,
+        "seconds": 60.0,
+        "tokens": 1000,
+        "loss_first": 5.0,
+        "loss_last": 4.0,
+        "kills": 1,
+        "killed": {"node-1": 1},
+        "longest_gap_s": 3.0,
+        "recoveries": [{"stage": 1, "how": "holder", "seconds": 2.0}],
+        "false_deaths": 0,
+        "checks": {
+            "a_b": {"held": True, "looked_at": "3 slots", "broken": []},
+            "c_d": {"held": False, "looked_at": "3 slots", "broken": ["this is wrong"]},
+            "e_f": {"not_checked": "there was nothing to look at", "looked_at": "0 slots", "broken": []},
+        },
+        "broken": ["this is wrong"],
+        "out": "chaos-out/1",
+    }
+    text = render(found)
+    assert "held   (3 slots)  a b" in text
+    assert "BROKEN (3 slots)  c d" in text
+    assert "not checked (there was nothing to look at)  e f" in text
+    assert "BROKEN: this is wrong" in text

@@ -1,0 +1,234 @@
+"""Every check holds on a good log, and finds the one thing that is wrong in a broken one."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from swarm.job import Job
+from swarm.lab.chaos_checks import (
+    End,
+    Evidence,
+    Sighting,
+    false_deaths,
+    holders_are_identical,
+    judge,
+    nobody_alive_stays_buried,
+    nobody_dies_of_an_error,
+    nothing_committed_is_undone,
+    one_commit_per_slot,
+    tokens_are_counted_once,
+    training_went_on,
+    views_tell_the_truth,
+)
+from swarm.lab.chaos_timeline import timeline_of
+from swarm.lab.tail import EventMap
+
+BATCH = 2 * 32
+JOB = Job.model_validate(
+    {"data": {"sequence": 32}, "pipeline": {"nodes": 2, "stages": 1, "microbatch": 2, "microbatches": 4}}
+)
+HOLDERS = {"0": ["a", "b"]}
+
+
+def event(time: float, node: str, kind: str, **fields: Any) -> EventMap:
+    return {"time": time, "node": node, "event": kind} | fields
+
+
+def commit(
+    time: float, iteration: int, *, node: str = "a", slot: int | None = None, **fields: Any
+) -> EventMap:
+    told = {"cell": "c0", "slot": slot or iteration, "iteration": iteration, "seconds": 1.0, "loss": 2.0}
+    more = {"tokens": 8 * BATCH, "clip_scale": 1.0, "holders": HOLDERS}
+    return event(time, node, "committed", **told | more | fields)
+
+
+def member(time: float, observer: str, subject: str, status: str) -> EventMap:
+    return event(time, observer, "member", member=subject, status=status, reason="")
+
+
+def fault(time: float, node: str, what: str, **fields: Any) -> EventMap:
+    return event(time, node, "fault", what=what, name=f"name of {node}", **fields)
+
+
+def start(time: float, node: str, others: str) -> list[EventMap]:
+    views = [member(time, node, subject, "alive") for subject in (node, *others)]
+    return [*views, event(time, node, "started", role="worker")]
+
+
+GOOD = (
+    *start(0.0, "a", "b"),
+    *start(0.0, "b", "a"),
+    commit(1.0, 1),
+    commit(1.1, 1, node="b"),
+    event(1.5, "a", "round", cell="c0", slot=2, iteration=1, seconds=0.1, round=1, members={}, reasons=[]),
+    commit(2.0, 2, slot=3),
+    fault(30.0, "b", "killed"),
+    member(31.0, "a", "b", "dead"),
+    commit(32.0, 3, slot=4, holders={"0": ["a"]}),
+    commit(33.0, 4, slot=5, holders={"0": ["a"]}, tokens=4 * BATCH),
+    *start(40.0, "b", "a"),
+    member(40.5, "a", "b", "alive"),
+    commit(60.0, 5, slot=6, tokens=4 * BATCH),
+)
+
+
+def seen(time: float, node: str, digest: str, **changes: Any) -> Sighting:
+    first = Sighting(time, node, "cpu", "c0", 5, 1, 0, digest)
+    return replace(first, **changes)
+
+
+RUN = Evidence(
+    job=JOB,
+    story=GOOD,
+    judged_at=120.0,
+    sightings=(seen(61.0, "a", "x"), seen(61.0, "b", "x")),
+    ends=(End("node-1", 0, wanted=True),),
+    logs={"node-1": "node a takes part"},
+)
+
+
+def with_events(*more: EventMap) -> Evidence:
+    return replace(RUN, story=tuple(sorted((*GOOD, *more), key=lambda each: float(each["time"]))))
+
+
+def test_a_good_log_passes_every_check_and_each_looked_at_something() -> None:
+    verdicts = judge(RUN)
+    assert {name: verdict.broken for name, verdict in verdicts.items() if verdict.broken} == {}
+    assert all(verdict.as_map()["held"] for verdict in verdicts.values())
+    assert false_deaths(RUN) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        commit(2.1, 2, slot=3, node="b", loss=2.5),
+        commit(2.1, 2, slot=3, node="b", tokens=7 * BATCH),
+        commit(2.1, 1, slot=2, node="b"),
+        commit(2.1, 2, slot=9, node="b"),
+    ],
+    ids=["another loss", "other tokens", "a step where a round was", "an iteration in two slots"],
+)
+def test_two_commits_of_one_slot_or_iteration_are_found(other: EventMap) -> None:
+    assert one_commit_per_slot(with_events(other)).broken
+
+
+def test_an_iteration_that_goes_back_is_found() -> None:
+    broken = nothing_committed_is_undone(with_events(commit(61.0, 3, slot=7))).broken
+    assert broken == ("cell c0 went back from iteration 5 to 3 in slot 7",)
+
+
+def test_a_job_founded_again_from_a_checkpoint_begins_its_names_anew() -> None:
+    again = (
+        fault(70.0, "c", "resuming"),
+        event(71.0, "a", "placed", cell="c0", stages=[0], reason="to enter cell c0"),
+        commit(72.0, 3, slot=1, tokens=4 * BATCH),
+    )
+    run = with_events(*again)
+    assert run.refoundings == (71.0,)
+    assert nothing_committed_is_undone(run).broken == ()
+    assert one_commit_per_slot(run).broken == ()
+    assert one_commit_per_slot(with_events(*again[1:])).broken
+
+
+@pytest.mark.parametrize("tokens", [9 * BATCH, 8 * BATCH - 1], ids=["more than planned", "part of a batch"])
+def test_tokens_counted_twice_or_in_part_are_found(tokens: int) -> None:
+    assert tokens_are_counted_once(with_events(commit(61.0, 6, slot=7, tokens=tokens))).broken
+
+
+def test_a_node_that_fed_the_slot_before_it_left_the_roster_may_be_counted() -> None:
+    alone = {"0": ["a"]}
+    late = (commit(61.0, 6, slot=7, holders=alone), commit(62.0, 7, slot=8, holders=alone, tokens=4 * BATCH))
+    assert tokens_are_counted_once(with_events(*late)).broken == ()
+
+
+def test_holders_that_differ_are_found_unless_they_said_that_they_missed_a_step() -> None:
+    run = replace(RUN, sightings=(seen(61.0, "a", "x"), seen(61.0, "b", "y")))
+    assert len(holders_are_identical(run).broken) == 1
+    missed = event(60.5, "b", "dropped", what="step of stage 0, slot 6", why="no holder has it")
+    assert holders_are_identical(replace(run, story=(*GOOD, missed))).broken == ()
+    long_ago = {**missed, "time": 20.0}
+    assert holders_are_identical(replace(run, story=(*GOOD, long_ago))).broken != ()
+
+
+def test_hashes_of_unequal_machines_and_of_single_holders_say_nothing() -> None:
+    unequal = replace(RUN, sightings=(seen(61.0, "a", "x"), seen(61.0, "b", "y", platform="cuda")))
+    assert "not_checked" in holders_are_identical(unequal).as_map()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        replace(RUN, ends=(End("node-1", 1, wanted=False),)),
+        replace(RUN, ends=(End("node-1", -9, wanted=True),)),
+        replace(RUN, logs={"node-1": "Traceback (most recent call last):\n  ...\nKeyError: 3"}),
+        with_events(event(50.0, "a", "error", reason="the training process ended")),
+    ],
+    ids=["ended unasked", "had to be killed", "a traceback", "an error event"],
+)
+def test_whoever_dies_of_an_error_is_found(broken: Evidence) -> None:
+    assert nobody_dies_of_an_error(broken).broken
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        (member(50.0, "a", "b", "suspect"),),
+        (fault(50.0, "b", "killed"),),
+        (fault(50.0, "b", "killed"), member(51.0, "a", "b", "dead"), event(52.0, "b", "started")),
+    ],
+    ids=["the living suspected", "the dead alive", "a returned one still dead"],
+)
+def test_views_that_are_wrong_at_the_end_are_found(last: tuple[EventMap, ...]) -> None:
+    assert views_tell_the_truth(with_events(*last)).broken
+
+
+def test_views_are_not_judged_soon_after_a_disturbance_nor_across_a_cut() -> None:
+    soon = replace(with_events(fault(50.0, "b", "killed")), judged_at=55.0)
+    assert "not_checked" in views_tell_the_truth(soon).as_map()
+    apart = with_events(
+        fault(50.0, "", "cut", cut="x", sides=[["a"], ["b"]]),
+        member(61.0, "a", "b", "dead"),
+        member(61.0, "b", "a", "dead"),
+    )
+    assert views_tell_the_truth(apart).broken == ()
+
+
+def test_a_living_node_that_stays_buried_is_found_and_a_cut_excuses_it() -> None:
+    buried = member(45.0, "a", "b", "dead")
+    assert nobody_alive_stays_buried(with_events(buried)).broken
+    assert nobody_alive_stays_buried(with_events(buried, member(100.0, "a", "b", "alive"))).broken == ()
+    cut = fault(44.0, "", "cut", cut="x", sides=[["a"], ["b"]])
+    healed = fault(80.0, "", "healed", cut="x")
+    assert nobody_alive_stays_buried(with_events(buried, cut, healed)).broken == ()
+
+
+def test_only_the_burial_of_somebody_who_could_be_heard_is_false() -> None:
+    assert false_deaths(with_events(member(90.0, "a", "b", "dead"))) == ["a buried b at 90.000"]
+    paused = (fault(70.0, "b", "paused"), member(85.0, "a", "b", "dead"), fault(90.0, "b", "proceeding"))
+    assert false_deaths(with_events(*paused)) == []
+    just_back = member(45.0, "a", "b", "dead")
+    assert false_deaths(with_events(just_back)) == []
+
+
+def test_training_that_stops_is_found() -> None:
+    assert training_went_on(with_events(fault(61.0, "b", "paused"))).broken
+
+
+def test_a_check_without_anything_to_look_at_has_not_been_passed() -> None:
+    empty = Evidence(job=JOB, story=(), judged_at=1.0)
+    maps = {name: verdict.as_map() for name, verdict in judge(empty).items()}
+    assert [name for name, found in maps.items() if "not_checked" not in found] == ["training_went_on"]
+    assert maps["training_went_on"]["held"] is False
+
+
+def test_two_nodes_hear_each_other_while_both_are_up_and_nothing_lies_between() -> None:
+    story = with_events(
+        fault(50.0, "", "cut", cut="x", sides=[["a"], ["b", "c"]]), fault(70.0, "", "healed", cut="x")
+    ).story
+    found = timeline_of(story)
+    assert found.hearing("a", "b", (0.0, 100.0)) == [(0.0, 30.0), (40.0, 50.0), (70.0, 100.0)]
+    assert found.heard_for_s("a", "b", 80.0) == 10.0
+    assert found.heard_for_s("a", "b", 60.0) == 0.0
+    assert found.last_disturbance == 70.0
+    assert found.nodes_up(35.0) == ["a"]
