@@ -20,6 +20,7 @@ COMMANDS = (
     ["status"],
     ["export"],
     ["simulate"],
+    ["chaos"],
     ["bench", "throughput"],
     ["bench", "failover"],
 )
