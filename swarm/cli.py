@@ -234,23 +234,37 @@ def demo(
 
 @app.command()
 def simulate(
-    job: Annotated[Path, typer.Argument(help="A job.toml.")],
+    job: Annotated[Path | None, typer.Argument(help="A job.toml; none: the demo model.")] = None,
     faults: Annotated[Path | None, typer.Option(help="A fault script: who is hit, how and when.")] = None,
+    regions: Annotated[str, typer.Option(help="geo-distributed, 5-clusters or single-cluster.")] = "",
+    churn: Annotated[str, typer.Option(help="Percent of the nodes an hour, a preset, checkfree:P.")] = "",
+    speed_up: Annotated[float, typer.Option(min=1e-3, help="Churn goes so many times as fast.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of keys, links and chance: same seed, same run.")] = 0,
     nodes: Annotated[int, typer.Option(min=0, help="Nodes; 0: as many as the job waits for.")] = 0,
     until: Annotated[float, typer.Option(min=1, help="Virtual seconds after which to stop anyway.")] = 3600,
     out: Annotated[Path, typer.Option(help="Directory for run.jsonl.")] = Path("simulated"),
+    plot: Annotated[Path | None, typer.Option(help="Draw loss, live nodes and throughput.")] = None,
     as_json: Json = False,
 ) -> None:
     """The same nodes in one process, on a simulated network, in virtual time. 1 if a promise broke.
 
-    Example: farflung simulate run1/job.toml --faults faults.toml --seed 7
+    Example: farflung simulate --regions geo-distributed --nodes 20 --plot run.png
     """
     from swarm.lab.simulate import SimulateOptions, render, run_simulate
 
-    found = run_simulate(
-        SimulateOptions(job=job, faults=faults, seed=seed, nodes=nodes, until_s=until, out=out)
+    asked = SimulateOptions(
+        job=job,
+        faults=faults,
+        regions=regions,
+        churn=churn,
+        speed_up=speed_up,
+        seed=seed,
+        nodes=nodes,
+        until_s=until,
+        out=out,
+        plot=plot,
     )
+    found = run_simulate(asked)
     print_json(found) if as_json else print(render(found))
     raise typer.Exit(1 if found["broken"] else 0)
 

@@ -43,6 +43,31 @@ def demo_job(*, nodes: int, iterations: int, name: str = "demo") -> Job:
     )
 
 
+def simulated_job(*, nodes: int, iterations: int = 200) -> Job:
+    """What `farflung simulate` trains when no job is named: the demo model on the standard library.
+
+    Two cells of four stages where there are nodes for two. Batches are small, so that twenty nodes
+    go through all iterations with real gradients within minutes of one core.
+    """
+    cells = 2 if nodes >= 8 else 1
+    return Job.model_validate(
+        {
+            "name": "simulated",
+            "data": {"sequence": 64},
+            "pipeline": {
+                "nodes": nodes,
+                "cells": cells,
+                "stages": min(4, nodes),
+                "microbatch": 2,
+                "microbatches": 2,
+            },
+            "inner": {"iterations": iterations, "warmup": min(20, iterations // 4)},
+            "outer": {"every": 20},
+            "recovery": {"checkpoint_every": 100},
+        }
+    )
+
+
 def parse_size(text: str) -> int:
     """Bytes of "8G", "500 MiB" or "1048576", in powers of 1024; "" is 0. Raises UserError."""
     if not text:

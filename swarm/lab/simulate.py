@@ -7,40 +7,101 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from swarm.daemon.options import UserError
 from swarm.events import Event
 from swarm.job import Job, load_job
+from swarm.lab.churn import HOUR_S, churn, sped_up
 from swarm.lab.faults import Fault, load_faults
+from swarm.lab.plot import check_plot, plot_run
+from swarm.lab.recipes import simulated_job
+from swarm.lab.regions import load_regions
 from swarm.lab.world import Outcome, WorldOptions, run_world
+
+NODES = 20
+"""Of the demo recipe, if nobody says how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateOptions:
-    """What a person asked for. See `farflung simulate --help`."""
+    """What a person asked for. See `farflung simulate --help`.
 
-    job: Path
+    job: None trains the demo model, by the recipe for `nodes` nodes.
+    regions: the setting of `regions.toml` that says where nodes stand; "" draws paths from the seed.
+    churn: see `churn.churn`; "" is none. speed_up: so many times as fast as it says.
+    plot: a picture of the run; None draws none.
+    """
+
+    job: Path | None = None
     faults: Path | None = None
+    regions: str = ""
+    churn: str = ""
+    speed_up: float = 1.0
     seed: int = 0
     nodes: int = 0
     until_s: float = 3600.0
     out: Path = Path("simulated")
+    plot: Path | None = None
 
 
 def run_simulate(options: SimulateOptions) -> dict[str, Any]:
     """Run a world, write `run.jsonl` and sum it up. Raises an error of one sentence."""
-    job = load_job(options.job)
-    faults = load_faults(options.faults) if options.faults else ()
+    world = _world(options)
+    if options.plot is not None:
+        check_plot(options.plot)
+    began = time.monotonic()
+    outcome = run_world(world)
+    real_s = time.monotonic() - began
+    found = summary(outcome, real_s) | {"events": str(write_run(outcome.events, options.out))}
+    if options.plot is not None:
+        plot_run(outcome.events, outcome.seconds, options.plot)
+        found["plot"] = str(options.plot)
+    return found
+
+
+def _world(options: SimulateOptions) -> WorldOptions:
+    """The world that was asked for, once it is known that it can be."""
+    job = _job(options)
     nodes = options.nodes or job.pipeline.nodes
     if nodes < job.pipeline.nodes:
         raise UserError(f"the job waits for {job.pipeline.nodes} nodes: --nodes {nodes} would never begin")
+    faults = load_faults(options.faults) if options.faults else ()
     _check_faults(faults, job, nodes)
-    began = time.monotonic()
-    world = WorldOptions(job=job, faults=faults, seed=options.seed, nodes=nodes, until_s=options.until_s)
-    outcome = run_world(world)
-    path = write_run(outcome.events, options.out)
-    return summary(outcome, time.monotonic() - began) | {"events": str(path)}
+    return WorldOptions(
+        job=job,
+        faults=(*faults, *_churn(options, job, nodes)),
+        seed=options.seed,
+        nodes=nodes,
+        until_s=options.until_s,
+        regions=load_regions().setting(options.regions) if options.regions else (),
+        examine=True,
+    )
+
+
+def _job(options: SimulateOptions) -> Job:
+    """The job that was named, or the recipe for so many nodes."""
+    if options.job is not None:
+        return load_job(options.job)
+    if not (options.nodes or options.regions):
+        raise UserError("name a job.toml, or give --nodes or --regions to train the demo model")
+    return simulated_job(nodes=options.nodes or NODES)
+
+
+def _churn(options: SimulateOptions, job: Job, nodes: int) -> Sequence[Fault]:
+    """Who leaves and comes back, drawn from the seed, and so many times as fast as it was asked for."""
+    if not options.churn:
+        return ()
+    faults = churn(
+        options.churn,
+        nodes=nodes,
+        stages=job.pipeline.stages,
+        iterations=job.inner.iterations,
+        hours=options.until_s * options.speed_up / HOUR_S,
+        rng=Random(options.seed),
+    )
+    return sped_up(faults, options.speed_up)
 
 
 def _check_faults(faults: Sequence[Fault], job: Job, nodes: int) -> None:
@@ -64,6 +125,7 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
     """The numbers a person looks at first.
 
     iterations: of the cell that came furthest. losses: mean training loss of its first and last.
+    loss_validation: of its model at the end, on held-out text. failures: processes that a fault hit.
     """
     commits = [event for event in outcome.events if event.kind == "committed"]
     furthest = max(commits, key=lambda event: event.fields["iteration"], default=None)
@@ -76,8 +138,12 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
         "iterations": furthest.fields["iteration"] if furthest else 0,
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
+        "loss_validation": None if outcome.validation is None else round(outcome.validation, 5),
         "virtual_s": round(outcome.seconds, 3),
         "real_s": round(real_s, 3),
+        "failures": sum(
+            e.kind == "fault" and not e.fields["what"].endswith(" ended") for e in outcome.events
+        ),
         "killed": [e.node[:12] for e in outcome.events if e.kind == "fault" and e.fields["what"] in killed],
         "recoveries": [{key: found.get(key) for key in ("stage", "how", "seconds")} for found in recovered],
         "broken": list(outcome.broken),
@@ -90,7 +156,7 @@ def render(found: dict[str, Any]) -> str:
     lines = [
         f"{found['iterations']} iterations{'' if found['finished'] else ', not finished'}"
         f" in {found['virtual_s']:.1f} virtual seconds ({found['real_s']:.1f} real)",
-        f"loss {found['loss_first']} -> {found['loss_last']}",
+        f"loss {found['loss_first']} -> {found['loss_last']}, on held-out text {found['loss_validation']}",
         f"killed: {', '.join(found['killed']) or 'nobody'}; recoveries: {recoveries}",
         f"events: {found['events']}",
         *(f"BROKEN: {sentence}" for sentence in found["broken"]),

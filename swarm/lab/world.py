@@ -23,15 +23,20 @@ from swarm.job import Job
 from swarm.lab.checkers import CHECKERS
 from swarm.lab.disks import SimDisk
 from swarm.lab.evidence import Evidence
+from swarm.lab.exam import examine
 from swarm.lab.faults import Fault
 from swarm.lab.misfortune import Misfortune
+from swarm.lab.regions import load_regions
 from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
+from swarm.lab.wiretap import TappedNetwork, Wiretap
 from swarm.pipeline.data import Corpus, load_corpus
 from swarm.pipeline.model import ModelConfig, preset
 from transport.identity import Identity, RunKeyGrant, SigningKey, sign_grant
-from transport.sim_network import QueueLimits, SimNetwork
+from transport.machine import NodeId
+from transport.sim_network import QueueLimits
 from transport.sim_paths import LinkShape
 from transport.virtual_time import run_virtual
+from transport.wire import Body
 
 CHECK_S = 1.0
 START_S = 0.3
@@ -50,7 +55,9 @@ class WorldOptions:
     flops_per_s: of a node of middling speed; each has between half and one and a half of it.
     latency_s: one way between two nodes, drawn for each pair between these.
     bandwidth_bytes_per_s: of each pair, drawn likewise.
+    regions: that nodes are dealt to in turn; then what was measured between them holds instead.
     model: what is trained instead of the job's preset, for worlds whose messages alone matter.
+    examine: ask at the end how good the model is on held-out text.
     gossip, queues: how membership behaves, and what a link keeps for a peer at most.
     """
 
@@ -62,6 +69,8 @@ class WorldOptions:
     flops_per_s: float = 2e10
     latency_s: tuple[float, float] = (0.005, 0.05)
     bandwidth_bytes_per_s: tuple[float, float] = (1e7, 1e8)
+    regions: tuple[str, ...] = ()
+    examine: bool = False
     model: ModelConfig | None = None
     gossip: GossipConfig = field(default_factory=volunteer_wan)
     queues: QueueLimits = field(default_factory=QueueLimits)
@@ -69,12 +78,16 @@ class WorldOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a run left: events in order, virtual seconds, and what was broken (nothing, if all is well)."""
+    """What a run left: events in order, virtual seconds, and what was broken (nothing, if all is well).
+
+    validation: held-out loss of the cell that came furthest, if it was asked for and a cell is whole.
+    """
 
     events: tuple[Event, ...]
     seconds: float
     finished: bool
     broken: tuple[str, ...]
+    validation: float | None = None
 
 
 class World:
@@ -91,7 +104,10 @@ class World:
         self._directory = directory
         self._tasks: asyncio.TaskGroup | None = None
         self._beside: list[Coroutine[Any, Any, None]] = []
-        self.network = SimNetwork(Random(self._rng.getrandbits(64)), LinkShape(), queues=options.queues)
+        self.wiretap = Wiretap(options.job)
+        self.network = TappedNetwork(
+            Random(self._rng.getrandbits(64)), LinkShape(), queues=options.queues, tap=self._overhear
+        )
         self._authority = self._found_authority()
         self._ground = Ground(
             network=self.network,
@@ -157,15 +173,29 @@ class World:
             rng=Random(self._rng.getrandbits(64)),
             compute=CostCompute(speed),
         )
+        if self.options.regions:
+            self._settle(node)
         for other in self.processes:
-            latency_s = self._rng.uniform(*self.options.latency_s)
-            bandwidth = self._rng.uniform(*self.options.bandwidth_bytes_per_s)
-            shape = LinkShape(
-                latency_s=latency_s, bandwidth_bytes_per_s=bandwidth, jitter_s=latency_s / 10, loss=1e-4
-            )
-            self.network.set_shape(node.node, other.node, shape)
+            self.network.set_shape(node.node, other.node, self._shape(node, other))
         self.nodes.append(node)
         return node
+
+    def _settle(self, node: SimNode) -> None:
+        """Put a node into the next region, with the access that machines have there."""
+        node.region = self.options.regions[len(self.nodes) % len(self.options.regions)]
+        access = load_regions().shape(node.region, node.region).bandwidth_bytes_per_s
+        self.network.set_access(node.node, access, access)
+
+    def _shape(self, node: SimNode, other: SimProcess) -> LinkShape:
+        """What lies between a new node and another process; the coordinator is in the first region."""
+        if node.region:
+            there = other.region if isinstance(other, SimNode) else self.options.regions[0]
+            shape = load_regions().shape(node.region, there)
+        else:
+            latency_s = self._rng.uniform(*self.options.latency_s)
+            bandwidth = self._rng.uniform(*self.options.bandwidth_bytes_per_s)
+            shape = LinkShape(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth)
+        return replace(shape, jitter_s=shape.latency_s / 10, loss=1e-4)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -181,6 +211,10 @@ class World:
     def quiet_s(self) -> float:
         """Virtual seconds since something was done to somebody, or somebody started or left."""
         return virtual_now() - self.disturbed_at
+
+    def _overhear(self, sender: NodeId, body: Body) -> None:
+        node = next((node for node in self.nodes if node.node == sender), None)
+        self.wiretap.hear(sender, node.trainer.cell if node and node.trainer else "", body)
 
     def holders(self) -> dict[int, list[str]]:
         """Running holders of each stage, by the facts they advertise, in the order of the nodes."""
@@ -239,11 +273,21 @@ class World:
             broken = broken or self.check()
             finished = self.finished()
             self.evidence.end(self.nodes, self.job)
+            validation = self._examined() if self.options.examine else None
             for task in beside:
                 task.cancel()
             for process in self.live():
                 process.kill()
-        return Outcome(events=tuple(self.events), seconds=virtual_now(), finished=finished, broken=broken)
+        return Outcome(
+            events=tuple(self.events),
+            seconds=virtual_now(),
+            finished=finished,
+            broken=broken,
+            validation=validation,
+        )
+
+    def _examined(self) -> float | None:
+        return examine(self.nodes, self.job, self._ground.config, self._ground.corpus)
 
     async def _begin(self) -> None:
         self.start(self.coordinator)
