@@ -77,7 +77,7 @@ class Headlines:
 
     def _on_checkpoint(self, event: EventMap) -> str:
         if "refused" in event:
-            return f"a checkpoint of iteration {event['iteration']} was refused: {event['refused']}"
+            return f"a checkpoint was refused: {event['refused']}"
         fresh = self._once("checkpoint", event["iteration"])
         return f"iteration {event['iteration']} goes to disk" if fresh else ""
 

@@ -14,7 +14,8 @@ from swarm.lab.headlines import HOWS
 from swarm.lab.processes import RealSwarm
 from swarm.lab.tally import NodeRow, Tally
 
-COLUMNS = ("process", "node", "cell", "stages", "status", "iteration", "sent", "memory")
+COLUMNS = ("process", "cell", "stages", "status", "iteration", "sent", "memory")
+"""With a cell of the longest name 80 columns hold them."""
 RATE_WINDOW_S = 10.0
 LINES = 8
 """Headlines below the table: with eight nodes all of it fits a terminal of 24 lines."""
@@ -38,15 +39,15 @@ class Screen:
 
     def table(self, swarm: RealSwarm, tally: Tally, headlines: Sequence[str] = ()) -> RenderableType:
         """The nodes, below them the totals, and what happened last."""
-        table = Table(*COLUMNS, box=SIMPLE_HEAD, padding=(0, 1))
+        table = Table(*COLUMNS, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in table.columns[-3:]:
             column.justify = "right"
+            column.no_wrap = True
         for name, child in swarm.children.items():
             row = tally.nodes.get(child.node, NodeRow())
             status = _status(name, swarm, row)
             cells = (
                 name,
-                child.node,
                 row.cell,
                 " ".join(map(str, row.stages)),
                 f"[{STYLES.get(status, 'yellow')}]{status}[/]",
@@ -59,11 +60,12 @@ class Screen:
         return Group(table, Text(self._totals(tally), style="bold"), told)
 
     def _totals(self, tally: Tally) -> str:
-        loss = f"{tally.loss:.3f}" if tally.loss is not None else "-"
+        loss = f"{tally.loss:.2f}" if tally.loss is not None else "-"
         speed = tally.tokens_per_s(last_s=RATE_WINDOW_S)
         return (
-            f"iteration {tally.iteration}/{self._iterations}   loss {loss}   {speed:,.0f} tokens/s   "
-            f"{megabytes(tally.bytes_sent)} sent   {tally.rounds} rounds   {len(tally.recoveries)} recoveries"
+            f"iteration {tally.iteration}/{self._iterations}  loss {loss}  {speed:,.0f} tokens/s  "
+            f"sent {megabytes(tally.bytes_sent) or '-'}  round {tally.rounds}  "
+            f"recoveries {len(tally.recoveries)}"
         )
 
     def print_summary(self, summary: dict[str, Any], seconds: float) -> None:
@@ -88,4 +90,4 @@ def _status(name: str, swarm: RealSwarm, row: NodeRow) -> str:
 
 def megabytes(count: int) -> str:
     """Bytes for a person; empty for none."""
-    return f"{count / 1e6:,.1f} MB" if count else ""
+    return f"{count / 1e6:,.{int(count < 1e9)}f} MB" if count else ""

@@ -135,7 +135,7 @@ class Tally:
     def tokens_per_s(self, *, last_s: float = float("inf")) -> float:
         """Committed tokens per second of all cells, from commit to commit.
 
-        The first commit in the window only starts the clock: its tokens were computed before.
+        Every cell's first commit in the window only starts its clock: its tokens were computed before.
         """
         commits = sorted(self.commits.values(), key=lambda commit: commit.time)
         return _rate([commit for commit in commits if commit.time >= commits[-1].time - last_s])
@@ -167,6 +167,8 @@ class Tally:
 
 
 def _rate(commits: list[Commit]) -> float:
-    """Tokens per second from the first commit to the last. The first one's tokens came before."""
+    """Tokens per second from the first commit to the last. Each cell's first tokens came before."""
     seconds = commits[-1].time - commits[0].time if commits else 0.0
-    return sum(commit.tokens for commit in commits[1:]) / seconds if seconds > 0 else 0.0
+    first = {commit.cell: commit for commit in reversed(commits)}
+    tokens = sum(commit.tokens for commit in commits if commit is not first[commit.cell])
+    return tokens / seconds if seconds > 0 else 0.0

@@ -92,9 +92,31 @@ def test_the_table_shows_nodes_and_totals() -> None:
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert "iteration 3/60" in shown
-    assert "loss 4.250" in shown
+    assert "loss 4.25 " in shown
     assert "1 2" in shown
     assert "killed" in shown
+
+
+def test_80_columns_hold_the_table_of_a_cell_with_a_long_name() -> None:
+    swarm, tally = swarm_of(a=(0,), b=(1, 2))
+    commit = {"event": "committed", "time": 1.0, "cell": "c0~3fa2c417.17", "iteration": 45, "loss": 4.25}
+    tally.add([commit | {"holders": {"0": ["a"], "1": ["b"], "2": ["b"], "3": ["b"]}}])
+    tally.add([{"event": "progress", "node": "b", "bytes_sent": 1_234_560_000, "memory_bytes": 429_000_000}])
+    console = Console(file=io.StringIO(), width=80)
+    console.print(Screen(60).table(swarm, tally))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    for word in (
+        "c0~3fa2c417.17",
+        "1 2 3",
+        "training",
+        "45/60",
+        "1,235 MB",
+        "429.0 MB",
+        "recoveries 0",
+    ):
+        assert word in shown
 
 
 def test_a_demo_of_one_node_is_one_cell() -> None:

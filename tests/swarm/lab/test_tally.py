@@ -34,6 +34,15 @@ def test_speed_looks_back_only_as_far_as_asked() -> None:
     assert tally.tokens_per_s() == pytest.approx(300 / 102)
 
 
+def test_the_first_commits_of_two_cells_close_together_are_no_speed() -> None:
+    """Their tokens took longer than the moment between them."""
+    tally = Tally()
+    tally.add([committed(10, "c0", 1), committed(10.1, "c1", 1)])
+    assert tally.tokens_per_s(last_s=10) == 0
+    tally.add([committed(11, "c0", 2), committed(11.1, "c1", 2)])
+    assert tally.tokens_per_s(last_s=10) == pytest.approx(200 / 1.1)
+
+
 def test_steady_speed_leaves_out_the_time_in_which_one_cell_had_the_machine_alone() -> None:
     tally = Tally()
     tally.add([committed(t, "c0", t) for t in range(1, 5)])
