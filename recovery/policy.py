@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 How = Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint", "none"]
+TRIES = 2
+"""Orders of one source that come to nothing before the next is tried; one may be its taker's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class LossFacts:
     live: live holders in this cell of every other stage; a stage that is lost too is absent or
         empty. A stage restored a moment ago counts as live.
     checkpoint_iteration: newest checkpoint of the stage that the cell can read, None if none.
+    failed: how often each source was ordered in vain since the stage was lost.
     policy: the job's `recovery.policy`.
     """
 
@@ -43,6 +46,7 @@ class LossFacts:
     plus_copies: tuple[str, ...] = ()
     live: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     checkpoint_iteration: int | None = None
+    failed: Mapping[How, int] = field(default_factory=dict)
     policy: Literal["auto", "checkfree"] = "auto"
 
 
@@ -65,15 +69,21 @@ def decide(facts: LossFacts) -> Decision:
     """The best source for a lost stage: the first of the job's order that exists.
 
     Another holder in the cell comes first under either policy, because holders of a stage must
-    be bit-identical: what another holder goes on with can be taken, never reinvented.
+    be bit-identical: what another holder goes on with can be taken, never reinvented. A source
+    that proved empty (`TRIES` orders came to nothing) goes behind the others: what members say
+    that they have is not what they have, and a stage must not wait for one word of one of them.
     """
     rebuilt_first = (_holder, _checkfree, _plus_copy, _other_cell, _checkpoint)
     kept_first = (_holder, _other_cell, _plus_copy, _checkfree, _checkpoint)
-    for source in kept_first if facts.policy == "auto" else rebuilt_first:
-        decision = source(facts)
-        if decision is not None:
-            return decision
-    return Decision("none", (), f"Nothing is left of stage {facts.stage}: {_why_no_checkfree(facts)}.")
+    sources = kept_first if facts.policy == "auto" else rebuilt_first
+    found = [decision for source in sources if (decision := source(facts)) is not None]
+    if not found:
+        return Decision("none", (), f"Nothing is left of stage {facts.stage}: {_why_no_checkfree(facts)}.")
+    best = min(found, key=lambda decision: facts.failed.get(decision.how, 0) // TRIES)
+    passed = [decision.how for decision in found[: found.index(best)]]
+    if not passed:
+        return best
+    return replace(best, reason=f"{best.reason} Tried in vain before: {', '.join(passed)}.")
 
 
 def _holder(facts: LossFacts) -> Decision | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -11,13 +11,14 @@ from torch import Tensor
 from swarm.daemon.bridge import NoticeLearned
 from swarm.daemon.donating import disk_states, local_state
 from swarm.daemon.genesis import TOPIC, founding_of, read_genesis, solo_founding
+from swarm.daemon.likeness import Likeness
 from swarm.daemon.restore import Restored, ready
-from swarm.gossip.view import Facts, Member
+from swarm.gossip.view import Member
 from swarm.messages import CellRecord, Ready, Restore, Stale
 from swarm.pipeline.records import read_record, stages_of
 from swarm.pipeline.stage import Stage
 from swarm.pipeline.trainer import Trainer
-from swarm.planning.cells import choose_cell
+from swarm.planning.cells import cell_to_copy, choose_cell, usual
 from transport.machine import NodeId, Send
 from transport.wire import Message, Signed, WireError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 MARK = "entered"
 """A file in the data directory with the version of the last genesis that this node took part in,
 or knew when it entered a cell: that one, and older ones, are not for it. A resume brings a newer."""
-HASHES_KEPT = 16
 RETRY_S = 3.0
 BEHIND_ITERATIONS = 3
 """How far ahead a node must see its cell before it asks what it missed."""
@@ -45,9 +45,10 @@ class Standing:
         self._genesis: NoticeLearned | None = None
         self._collecting: dict[int, Stage] | None = None
         self._founding: Signed | None = None
-        self._hashes: dict[tuple[int, int], dict[str, str]] = {}
+        self.likeness = Likeness(half.setup.me)
         self._unplaced_at: int | None = None
         self._retry_at = self._ask_at = 0.0
+        self._asked = 0
         self._why = "the job has not begun: the coordinator waits for more nodes"
 
     @property
@@ -128,7 +129,7 @@ class Standing:
             directory, job = half.setup.data_dir / "checkpoints", half.setup.job.digest
             local = disk_states(directory, mine, genesis.resumed, genesis.resumed_cell, job)
             donor = NodeId(notice.notice.signer)
-            self._collect(founding, record, mine, "checkpoint", (donor,), now, local)
+            self._collect(founding, record, mine, "checkpoint", lambda _: (donor,), now, local)
             return
         self._enter(founding, half.setup.build_stages(mine), "the job begins", now)
 
@@ -144,7 +145,7 @@ class Standing:
         record: CellRecord,
         stages: tuple[int, ...],
         how: Literal["checkpoint", "other_cell"],
-        donors: tuple[NodeId, ...],
+        donors: Callable[[int], tuple[NodeId, ...]],
         now: float,
         local: Mapping[str, dict[str, Tensor]],
     ) -> None:
@@ -153,14 +154,13 @@ class Standing:
         self._why = f"fetching {len(stages)} stages to enter cell {record.cell}"
         half = self._half
         for stage in stages:
-            holders = tuple(m.node for m in half.view.live() if stage in m.facts.stages)
             order = Restore(
                 cell=record.cell,
                 slot=record.slot,
                 term=0,
                 stage=stage,
                 how=how,
-                donors=donors or holders,
+                donors=donors(stage),
                 same_state=how == "checkpoint",
                 decided=founding,
                 reason=f"to enter cell {record.cell}",
@@ -184,29 +184,30 @@ class Standing:
             self._why = "nobody trains this job now: `farflung coordinator run DIR --resume` would go on"
         if choice.act != "found" or not cells:
             return
-        donors = self._most_advanced(cells)
-        held = {stage for m in donors for stage in m.facts.stages}
+        members = cell_to_copy(half.view, half.setup.job)
+        held = {stage for m in members for stage in m.facts.stages}
         if held != set(range(half.setup.job.pipeline.stages)):
             return
         founding = solo_founding(
             half.setup.job,
             half.setup.me,
             half.setup.sign,
-            iteration=max(m.facts.iteration for m in donors),
-            rounds=max(m.facts.round for m in donors),
+            iteration=usual(m.facts.iteration for m in members),
+            rounds=usual(m.facts.round for m in members),
             cells=cells,
         )
         record = read_record(founding)
-        self._collect(founding, record, tuple(sorted(held)), "other_cell", (), now, {})
-
-    def _most_advanced(self, cells: Sequence[str]) -> tuple[Member, ...]:
-        """The members of the cell that is furthest, without those whose counts cannot be true."""
-        last = self._half.setup.job.inner.iterations
-        credible = [
-            tuple(m for m in self._half.view.cell(cell) if m.facts.round <= m.facts.iteration <= last)
-            for cell in cells
-        ]
-        return max(credible, key=lambda members: max((m.facts.iteration for m in members), default=-1))
+        first = {m.node for m in members}
+        ordered = sorted(half.view.live(), key=lambda m: m.node not in first)
+        self._collect(
+            founding,
+            record,
+            tuple(sorted(held)),
+            "other_cell",
+            lambda stage: tuple(m.node for m in ordered if stage in m.facts.stages),
+            now,
+            {},
+        )
 
     # -- orders, and states that arrived ----------------------------------------------------
 
@@ -239,7 +240,7 @@ class Standing:
             # A newcomer is named in no genesis: what is not written down cannot be entered twice.
             self._remember_entering()
             self._unplaced_at = None
-            self._hashes.clear()
+            self.likeness.forget()
             trainer = half.enter(order.decided, {}, now, newcomer=True)
             trainer.follower.adopt_term(order.term)
         assert half.trainer is not None
@@ -259,8 +260,8 @@ class Standing:
             return
         self._ask_at = now + ASK_EVERY_S
         stale = Stale(cell=trainer.cell, slot=record.slot, term=0, decided=trainer.follower.signed)
-        newest = max(others, key=lambda member: member.facts.iteration)
-        trainer.act([Send(newest.node, Message(stale))], now)
+        self._asked += 1  # one after another: who says that it is furthest may know nothing
+        trainer.act([Send(others[self._asked % len(others)].node, Message(stale))], now)
 
     def _leave_if_unplaced(self, trainer: Trainer) -> None:
         """Whoever ordered a stage here may have ceased to lead, and others know nothing of it.
@@ -271,8 +272,9 @@ class Standing:
         if stages_of(trainer.record.roster, half.setup.me):
             self._unplaced_at = None
             return
-        others = [m.facts for m in half.view.cell(trainer.cell) if m.node != half.setup.me]
-        newest = max((facts.iteration for facts in others if facts.stages), default=None)
+        named = {n for row in trainer.record.roster for n in row}
+        others = [m.facts.iteration for m in half.view.cell(trainer.cell) if m.node in named]
+        newest = usual(others) if others else None
         if self._unplaced_at is None:
             self._unplaced_at = newest
         elif newest is None or newest >= self._unplaced_at + UNPLACED_ITERATIONS:
@@ -287,30 +289,21 @@ class Standing:
 
     # -- staying identical ------------------------------------------------------------------
 
-    def remember_hashes(self, facts: Facts) -> None:
-        """Keep the hashes of the last records: gossip brings the others' a little later."""
-        self._hashes[facts.iteration, facts.round] = dict(facts.hashes)
-        for old in sorted(self._hashes)[:-HASHES_KEPT]:
-            del self._hashes[old]
-
     def compare_hashes(self, member: Member, now: float) -> None:
-        """A holder that differs from a lower one of its platform takes the state again."""
-        half, facts = self._half, member.facts
-        trainer = half.trainer
-        if trainer is None or member.node >= half.setup.me or facts.cell != trainer.cell or not member.live:
-            return
-        if facts.platform != half.setup.platform:
-            return
-        ours = self._hashes.get((facts.iteration, facts.round), {})
-        for stage, theirs in facts.hashes.items():
-            if stage in ours and ours[stage] != theirs and int(stage) in trainer.computing.stages:
-                self._resync(int(stage), member.node, now)
-
-    def _resync(self, stage: int, other: NodeId, now: float) -> None:
+        """A holder that differs from the others of its platform takes the state again."""
         trainer = self._half.trainer
-        assert trainer is not None
-        reason = f"stage {stage} differs from {other[:8]}"
-        trainer.act(trainer.give_up([stage], reason), now)
+        if trainer is None or member.facts.cell != trainer.cell or not member.live:
+            return
+        for stage, reason in self.likeness.differs(member.node, member.facts, self._alike(trainer)):
+            trainer.act(trainer.give_up([stage], reason), now)
+
+    def _alike(self, trainer: Trainer) -> dict[int, list[NodeId]]:
+        """Other holders of this node's stages, by the roster, whose bits must be the same."""
+        half, roster = self._half, trainer.record.roster
+        fit = {m.node for m in half.view.live() if m.facts.platform == half.setup.platform}
+        fit.discard(half.setup.me)
+        stages = (stage for stage in trainer.computing.stages if half.setup.me in roster[stage])
+        return {stage: [NodeId(n) for n in roster[stage] if n in fit] for stage in stages}
 
     def applied(self, record: CellRecord) -> None:
         """A member that holds nothing and is in no row any more is a standby."""

@@ -306,7 +306,7 @@ class TrainingHalf:
         """Tell the others what this node holds now, with proof."""
         if self.trainer is not None:
             facts = facts_of(self.trainer, self.setup.me, self.setup.job, self.facts)
-            self.standing.remember_hashes(facts)
+            self.standing.likeness.ours(facts)
             self.say(facts)
 
     def say(self, facts: Facts) -> None:

@@ -127,7 +127,8 @@ class Applying:
 
     def _others_have(self, record: CellRecord, stage: int, view: View) -> bool:
         at = (record.iteration, record.round)
-        others = (m.facts for m in view.holders(record.cell, stage) if m.node != self.me)
+        row = [node for node in record.roster[stage] if node != self.me]
+        others = (m.facts for m in view.holders(record.cell, stage) if m.node in row)
         return any((facts.iteration, facts.round) >= at for facts in others)
 
     def finished(self, now: float) -> Apply:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from swarm.events import EventKind, Noted
 from swarm.gossip.view import View
 from swarm.messages import CellRecord, Ready, Restore, Roster
+from swarm.pipeline.asking import Asking
 from swarm.planning.placement import Place, Placement
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message, Signed
@@ -20,8 +21,6 @@ ORDER_LIMIT_S = 300.0
 """An order that was not answered by then was lost; a large state over a thin link takes minutes."""
 PAUSE_LIMIT_S = 60.0
 """How long a cell waits at one slot for a newcomer to have exactly its state."""
-REFUSED_S = 20.0
-"""How long a node that could not take a stage is not asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Appointments:
         self._pending: dict[tuple[NodeId, int], tuple[Placement, float]] = {}
         self._ready: dict[tuple[NodeId, int], Taken] = {}
         self._absent: set[tuple[NodeId, int]] = set()
-        self._refused: dict[NodeId, float] = {}
+        self._asking = Asking()
         self._lost: dict[int, float] = {}
         self.leaving: set[NodeId] = set()
 
@@ -71,6 +70,7 @@ class Appointments:
     def observe(self, view: View, record: CellRecord, now: float) -> None:
         """The view changed: orders to the dead and to other cells' are void; what nobody holds is lost."""
         self._view = view
+        self._asking.observe(view, now)
         ours = {k: v for k, v in self._pending.items() if not self._elsewhere(k[0], record.cell)}
         self._pending = {k: v for k, v in ours.items() if self.live(k[0])}
         self._ready = {k: v for k, v in self._ready.items() if self.live(k[0])}
@@ -94,6 +94,7 @@ class Appointments:
                 self._lost.setdefault(stage, now)
             elif any(self.fit(node, stage) for node in row):
                 self._lost.pop(stage, None)
+                self._asking.found(stage)
 
     # -- between slots ----------------------------------------------------------------------
 
@@ -119,10 +120,10 @@ class Appointments:
         """Orders for what the placement wants and nobody is at work on yet."""
         self._expire(now)
         under_way = {stage for _, stage in (*self._pending, *self._ready)}
-        busy = frozenset({n for n, _ in self._pending} | set(self._refused))
+        asked = self._asking.asked((n for n, _ in self._pending), self.leaving, now)
         wanted = record.model_copy(update={"roster": roster})
         effects: list[Effect] = []
-        for placement in self._place(self._view, wanted, busy, frozenset(self.leaving)):
+        for placement in self._place(self._view, wanted, asked):
             if placement.stage in under_way:
                 continue
             under_way.add(placement.stage)
@@ -131,20 +132,21 @@ class Appointments:
             effects.append(Send(placement.taker, Message(order)))
         return effects
 
-    def placeable(self, record: CellRecord) -> set[int]:
+    def placeable(self, record: CellRecord, now: float) -> set[int]:
         """Stages of a roster that could be had from somewhere, were they ordered now."""
-        wanted = self._place(self._view, record, frozenset(self._refused), frozenset(self.leaving))
+        wanted = self._place(self._view, record, self._asking.asked((), self.leaving, now))
         return {placement.stage for placement in wanted}
 
     def _expire(self, now: float) -> None:
-        self._refused = {n: until for n, until in self._refused.items() if until > now}
         for key, (placement, since) in list(self._pending.items()):
             if now - since >= (PAUSE_LIMIT_S if placement.same_state else ORDER_LIMIT_S):
                 self._refuse(key, now)
 
     def _refuse(self, key: tuple[NodeId, int], now: float) -> None:
-        del self._pending[key]
-        self._refused[key[0]] = now + REFUSED_S
+        placement, _ = self._pending.pop(key)
+        self._asking.refused(key[0], now)
+        if placement.stage in self._lost:
+            self._asking.failed(placement.stage, placement.how)
 
     def waits_until(self) -> float | None:
         """Until when the cell pauses for takers that need exactly this slot's state, if it must."""
@@ -197,6 +199,8 @@ class Appointments:
     def decided(self, record: CellRecord, now: float) -> None:
         """A record was decided: what it says needs no note any more."""
         named = {(NodeId(n), s) for s, row in enumerate(record.roster) for n in row}
+        for node, _ in self._ready.keys() & named:
+            self._asking.took(node)
         self._ready = {k: t for k, t in self._ready.items() if k not in named and not t.placement.same_state}
         self._absent &= named
         self._pending = {k: v for k, v in self._pending.items() if not v[0].same_state}

@@ -206,12 +206,16 @@ class Follower:
             return self._found(peer, body, record)
         if record.cell != self.cell or record.slot <= self.record.slot:
             return []
-        follows = record.slot == self.record.slot + 1 and record.previous == self.digest
-        # Behind a gap the roster before it is unknown: its leader was in the last, or stayed.
-        rosters = [self.record.roster] if follows else [self.record.roster, record.roster]
-        wrong = wrong_with_leader(body.record, record, rosters)
+        follows = record.previous == self.digest
+        if not follows and record.slot == self.record.slot + 1:
+            return [Ignored(peer, body.kind, "of another history")]
+        # Behind a gap, too, only a member of the last roster known is believed to lead: a record
+        # that vouches for its own leader would let anybody write this log. Who is asked what was
+        # missed may prove it, record by record.
+        wrong = wrong_with_leader(body.record, record, [self.record.roster])
         if wrong or not self._in_reach(record.term):
-            return [Ignored(peer, body.kind, wrong or "of a term out of reach")]
+            ignored = Ignored(peer, body.kind, wrong or "of a term out of reach")
+            return [ignored] if follows else [self._stale(peer), ignored]
         member = bool(stages_of(record.roster, self.me))
         if not follows and member and self._asked < ASKED_MAX:
             self._asked += 1

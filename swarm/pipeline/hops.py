@@ -39,6 +39,11 @@ class Hops:
         self._returning: set[tuple[Key, int]] = set()
         self._waiting: deque[tuple[NodeId, Forward | Backward, Any]] = deque()
 
+    @property
+    def held(self) -> int:
+        """Microbatches of which this node keeps what their backward needs."""
+        return len(self._bodies)
+
     # -- slots ------------------------------------------------------------------------------
 
     def begin(self, plan: Plan) -> Sequence[Effect]:

@@ -165,7 +165,7 @@ class Office(ABC):
         if self._may_answer(self.election.silent(self.record)):
             return self._query(now, self.election.why)
         found = self.election.remainder(self.record, self.digest)
-        return self._found(found, now) if self._can_live(found) else self._dissolve(found, now)
+        return self._found(found, now) if self._can_live(found, now) else self._dissolve(found, now)
 
     def _alone(self, now: float) -> Sequence[Effect]:
         """Whoever may still answer has, and it is no majority: nothing is left to wait for.
@@ -175,7 +175,7 @@ class Office(ABC):
         if self._may_answer(self.election.silent(self.record)) or self.election.won(self.record):
             return []
         found = self.election.remainder(self.record, self.digest)
-        return self._found(found, now) if self._can_live(found) else []
+        return self._found(found, now) if self._can_live(found, now) else []
 
     def _may_answer(self, nodes: Sequence[NodeId]) -> bool:
         """Whether somebody of these is not buried yet. A suspect may have a majority with it elsewhere."""
@@ -193,16 +193,20 @@ class Office(ABC):
         self.phase, self._begun, self._until = "founding", now, None
         return [noted, *effects, *to(roster_nodes(found.roster), commit)]
 
-    def _can_live(self, found: CellRecord) -> bool:
+    def _can_live(self, found: CellRecord, now: float) -> bool:
         """Whether every stage is held, or can be had from somewhere."""
-        rebuilt = self.appointments.placeable(found)
+        rebuilt = self.appointments.placeable(found, now)
         return all(row or stage in rebuilt for stage, row in enumerate(found.roster))
 
     def _dissolve(self, found: CellRecord, now: float) -> Sequence[Effect]:
-        """What is left can never train. Where others do, its members are of use there."""
+        """What is left can never train. Where others do, its members are of use there.
+
+        Others are at least as many as they: what is held here is lost for good, and one member
+        that only says it holds something is no reason.
+        """
         mine = roster_nodes(found.roster)
         others = [m for m in self.view.live() if m.facts.stages and m.node not in mine]
-        if not others:
+        if len(others) < len(mine):
             return self._query(now, self.election.why)
         self.phase, self._until = "following", None
         return [Dissolve("what is left of the cell lacks stages that nobody can give it")]

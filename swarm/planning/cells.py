@@ -161,6 +161,30 @@ def choose_cell(view: View, job: Job, node: NodeId) -> CellChoice:
     return CellChoice("join", cell, f"Cell {cell} has the fewest live members, {live[cell]}.")
 
 
+def cell_to_copy(view: View, job: Job) -> tuple[Member, ...]:
+    """The live members of the cell whose state a new one begins with; () where there is none.
+
+    Cells of at most half the members of the largest do not count, nor do counts that cannot be
+    true; of the rest it is the one in the middle. They are within a round of each other, and the
+    furthest would be whichever one member had made up.
+    """
+    last = job.inner.iterations
+    cells = [
+        tuple(m for m in view.cell(cell) if m.facts.round <= m.facts.iteration <= last)
+        for cell in view.cells()
+    ]
+    largest = max(map(len, cells), default=0)
+    large = [members for members in cells if 2 * len(members) > largest]
+    large.sort(key=lambda members: usual(m.facts.iteration for m in members))
+    return large[(len(large) - 1) // 2] if large else ()
+
+
+def usual(counts: Iterable[int]) -> int:
+    """The lower median of at least one count: no single one of three moves it beyond the others'."""
+    ordered = sorted(counts)
+    return ordered[(len(ordered) - 1) // 2]
+
+
 def _cells_not_dead(view: View) -> set[str]:
     """Cells that may still be there: a mere suspicion must not have a cell founded in its place."""
     return {member.facts.cell for member in view.members.values() if _may_train(member)}

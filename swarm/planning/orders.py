@@ -7,7 +7,7 @@ from swarm.gossip.view import Member, View
 from swarm.job import Job
 from swarm.messages import CellRecord
 from swarm.planning.cells import choose_cell, place_newcomer
-from swarm.planning.placement import Placement
+from swarm.planning.placement import Asked, Placement
 from transport.machine import NodeId
 
 
@@ -19,26 +19,22 @@ class Orders:
         self._job = job
         self._stage_bytes = stage_bytes
 
-    def __call__(
-        self,
-        view: View,
-        record: CellRecord,
-        busy: frozenset[NodeId],
-        leaving: frozenset[NodeId] = frozenset(),
-    ) -> tuple[Placement, ...]:
+    def __call__(self, view: View, record: CellRecord, asked: Asked) -> tuple[Placement, ...]:
         """Orders for lost stages and for those only leavers hold, or else for one joining standby."""
         orders: list[Placement] = []
+        unfit = asked.busy | asked.leaving
         for stage, holders in enumerate(record.roster):
-            taken = busy | leaving | {order.taker for order in orders}
+            taken = unfit | {order.taker for order in orders}
             order = None
             if not holders:
                 # Each stage to another node, while there are others.
-                order = self._restore(view, record, stage, taken)
-                order = order or self._restore(view, record, stage, busy | leaving)
-            elif leaving.issuperset(holders):
+                facts = self._facts(view, record, stage, asked)
+                order = self._restore(view, record, facts, taken)
+                order = order or self._restore(view, record, facts, unfit)
+            elif asked.leaving.issuperset(holders):
                 order = self._handover(view, record, stage, taken)
             orders += [order] if order else []
-        return tuple(orders) or self._newcomer(view, record, busy | leaving)
+        return tuple(orders) or self._newcomer(view, record, unfit, asked.passed_over)
 
     def _handover(
         self, view: View, record: CellRecord, stage: int, busy: frozenset[NodeId]
@@ -62,9 +58,9 @@ class Orders:
         )
 
     def _restore(
-        self, view: View, record: CellRecord, stage: int, busy: frozenset[NodeId]
+        self, view: View, record: CellRecord, facts: LossFacts, busy: frozenset[NodeId]
     ) -> Placement | None:
-        decision = decide(self._facts(view, record, stage))
+        stage, decision = facts.stage, decide(facts)
         if decision.how == "none":
             return None
         taker = choose_taker(
@@ -83,7 +79,7 @@ class Orders:
             neighbours=decision.neighbours,
         )
 
-    def _facts(self, view: View, record: CellRecord, stage: int) -> LossFacts:
+    def _facts(self, view: View, record: CellRecord, stage: int, asked: Asked) -> LossFacts:
         stages = len(record.roster)
         elsewhere = [
             Elsewhere(m.node, m.facts.iteration)
@@ -99,6 +95,7 @@ class Orders:
             plus_copies=tuple(sorted(beside)) if self._job.recovery.plus_copies else (),
             live={k: tuple(row) for k, row in enumerate(record.roster) if row},
             checkpoint_iteration=archived or None,
+            failed={how: count for (of, how), count in asked.failed.items() if of == stage},
             policy=self._job.recovery.policy,
         )
 
@@ -123,18 +120,22 @@ class Orders:
         used = sum(self._stage_bytes[stage] for stage in stages)
         return Candidate(node=node, stages=stages, free_bytes=limit - used if limit else None)
 
-    def _newcomer(self, view: View, record: CellRecord, busy: frozenset[NodeId]) -> tuple[Placement, ...]:
+    def _newcomer(
+        self, view: View, record: CellRecord, busy: frozenset[NodeId], passed_over: frozenset[NodeId]
+    ) -> tuple[Placement, ...]:
         if record.slot == 0:
             return ()  # whom the genesis put elsewhere has hardly had the time to say so
         members = {n for row in record.roster for n in row}
         for member in view.standby():
             node = member.node
             choice = choose_cell(view, self._job, node)
-            if node in busy or node in members or choice.cell != record.cell:
+            ours = choice.cell == record.cell or node in passed_over
+            if node in busy or node in members or not ours:
                 continue
             place = place_newcomer(record.roster, node)
             donors = tuple(NodeId(n) for n in record.roster[place.stage])
-            reason = f"{choice.reason} {place.reason}"
+            why = choice.reason if choice.cell == record.cell else "No other cell has taken this standby."
+            reason = f"{why} {place.reason}"
             replaces = NodeId(place.replaces) if place.replaces else None
             return (
                 Placement(

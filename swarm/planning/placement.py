@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from swarm.gossip.view import View
@@ -34,5 +34,20 @@ class Placement:
     neighbours: tuple[int, ...] = ()
 
 
-Place = Callable[[View, CellRecord, frozenset[NodeId], frozenset[NodeId]], tuple[Placement, ...]]
-"""(view, last record, nodes not to be asked, members that are leaving) -> what to order now."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a leader knows of whom it might ask, beyond what they say of themselves.
+
+    busy: nodes not to be asked now. leaving: members on their way out. failed: (stage, source) ->
+    how many orders came to nothing since the stage was lost. passed_over: standbys that no cell
+    has taken for so long that the one they would be better in does not exist.
+    """
+
+    busy: frozenset[NodeId] = frozenset()
+    leaving: frozenset[NodeId] = frozenset()
+    failed: Mapping[tuple[int, How], int] = field(default_factory=dict)
+    passed_over: frozenset[NodeId] = frozenset()
+
+
+Place = Callable[[View, CellRecord, Asked], tuple[Placement, ...]]
+"""(view, last record, what asking has shown) -> what to order now."""

@@ -55,6 +55,24 @@ def test_policy_checkfree_rebuilds_whatever_can_be_rebuilt(facts, how):
     assert decide(facts).how == how
 
 
+@pytest.mark.parametrize(
+    ("failed", "how"),
+    [
+        ({}, "plus_copy"),
+        ({"plus_copy": 1}, "plus_copy"),
+        ({"plus_copy": 2}, "checkpoint"),
+        ({"plus_copy": 2, "checkpoint": 2}, "plus_copy"),
+        ({"plus_copy": 4, "checkpoint": 3}, "checkpoint"),
+        ({"other_cell": 9}, "plus_copy"),
+    ],
+)
+def test_a_source_that_proved_empty_gives_way_to_the_next_and_they_take_turns(failed, how):
+    """Neighbours that ought to keep a copy of the ends may have none: the checkpoint is there."""
+    decision = decide(left(0, failed=failed, **without("holders", "other_cells")))
+    assert decision.how == how
+    assert ("in vain before: plus_copy" in decision.reason) == (how == "checkpoint")
+
+
 def test_other_cells_are_asked_newest_first():
     others = (Elsewhere("b", 3), Elsewhere("c", 9), Elsewhere("a", 3))
     assert decide(left(2, other_cells=others)).donors == ("c", "a", "b")

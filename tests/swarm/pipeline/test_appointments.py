@@ -1,11 +1,14 @@
 """Suspicion keeps, death gives away, and every loss is told once."""
 
+from itertools import pairwise
+
 import pytest
 
 from swarm.gossip.view import Facts, Member, MemberRecord, Status, View
 from swarm.messages import CellRecord, Ready, Roster
-from swarm.pipeline.appointments import REFUSED_S, Appointments
-from swarm.planning.placement import Placement
+from swarm.pipeline.appointments import PAUSE_LIMIT_S, Appointments
+from swarm.pipeline.asking import PASSED_OVER_S, REFUSED_S, Asking
+from swarm.planning.placement import Asked, Placement
 from transport.machine import NodeId
 from transport.wire import Signed
 
@@ -52,7 +55,7 @@ def restore(stage: int, taker: NodeId = C, *, same_state: bool = False) -> Place
 
 def made(*placements: Placement) -> Appointments:
     appointments = Appointments(
-        A, lambda seen, last, busy, leaving: tuple(p for p in placements if p.taker not in busy)
+        A, lambda seen, last, asked: tuple(p for p in placements if p.taker not in asked.busy)
     )
     appointments.observe(view(), record(1, ROSTER), 0.0)
     return appointments
@@ -108,6 +111,50 @@ def test_who_refused_is_not_asked_again_at_once() -> None:
     appointments.answered(C, ready(ok=False), lost, 1.0)
     assert appointments.order(lost, SIGNED, 1, lost.roster, 2.0) == []
     assert len(appointments.order(lost, SIGNED, 1, lost.roster, 1.0 + REFUSED_S)) == 1
+
+
+def test_whoever_never_takes_what_it_is_ordered_to_is_asked_ever_less() -> None:
+    """The cell pauses for each such order: a member that only says it is a standby could stop it."""
+    appointments = made(restore(1, same_state=True))
+    asked, now = [], 0.0
+    while now < 3600.0:
+        if appointments.order(record(1, ROSTER), SIGNED, 1, ROSTER, now):
+            asked.append(now)
+        now += 1.0
+    paused = len(asked) * PAUSE_LIMIT_S
+    gaps = [later - sooner for sooner, later in pairwise(asked)]
+    assert gaps == sorted(gaps)
+    assert paused < 0.15 * now
+
+
+def test_a_source_that_came_to_nothing_is_told_to_the_placement_until_the_stage_is_back() -> None:
+    told: list[Asked] = []
+
+    def place(_: View, __: CellRecord, asked: Asked) -> tuple[Placement, ...]:
+        told.append(asked)
+        return () if C in asked.busy else (restore(1),)
+
+    appointments = Appointments(A, place)
+    appointments.observe(view(b="dead"), record(1, ROSTER), 0.0)
+    lost = record(1, ((A,), ()))
+    appointments.order(lost, SIGNED, 1, lost.roster, 1.0)
+    appointments.answered(C, ready(ok=False), lost, 2.0)
+    appointments.order(lost, SIGNED, 1, lost.roster, 3.0)
+    assert told[-1].failed == {(1, "checkfree"): 1}
+    appointments.decided(record(2, ((A,), (D,))), 4.0)
+    appointments.order(record(2, ((A,), (D,))), SIGNED, 1, ((A,), (D,)), 5.0)
+    assert told[-1].failed == {}
+
+
+def test_a_standby_that_nobody_took_is_passed_over_until_somebody_does() -> None:
+    asking = Asking()
+    asking.observe(view(b="dead"), 0.0)
+    assert asking.asked((), (), PASSED_OVER_S - 1).passed_over == frozenset()
+    assert C in asking.asked((), (), PASSED_OVER_S).passed_over
+    seen = view()
+    fetching = seen.members[C].record.model_copy(update={"facts": Facts(state="restoring")})
+    asking.observe(seen.with_member(Member(fetching, "alive")), PASSED_OVER_S)
+    assert C not in asking.asked((), (), 2 * PASSED_OVER_S).passed_over
 
 
 def test_a_newcomer_survives_an_iteration_that_was_abandoned() -> None:

@@ -146,6 +146,28 @@ def test_missed_records_are_asked_for_and_then_skipped() -> None:
     assert applied.skipped
 
 
+def test_a_record_behind_a_gap_cannot_vouch_for_its_own_leader() -> None:
+    acceptor = follower()
+    alone = ((OUTSIDER.node,),) * len(ROSTER)
+    fields = {"slot": 500, "roster": alone, "previous": "ab" * 16, "leader": OUTSIDER.node}
+    signed = sign_record(read_record(FIRST).model_copy(update=fields | {"act": "step"}), OUTSIDER.sign)
+    commit = Message(Commit(cell="c0", slot=500, term=1, record=signed))
+    before = acceptor.record
+    for _ in range(ASKED_MAX + 1):
+        effects = acceptor.handle(NodeId(OUTSIDER.node), commit)
+        assert not any(isinstance(effect, Apply) for effect in effects)
+    assert acceptor.record == before
+
+
+def test_the_next_slot_of_another_history_is_not_adopted() -> None:
+    acceptor = follower()
+    other = record(1, 1, "ab" * 16)
+    for _ in range(ASKED_MAX + 1):
+        (ignored,) = acceptor.handle(A, Message(Commit(cell="c0", slot=1, term=1, record=other)))
+        assert isinstance(ignored, Ignored)
+    assert acceptor.record.slot == 0
+
+
 def test_a_plan_on_another_history_is_answered_absent() -> None:
     plan = Plan(cell="c0", slot=1, term=1, iteration=1, base="00", roster=ROSTER, microbatches=())
     (answer,) = bodies(follower().handle(A, Message(plan)))

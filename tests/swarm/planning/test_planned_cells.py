@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.job import Job, ModelSection, PipelineSection
-from swarm.planning.cells import Founder, assign_stages, choose_cell, genesis, place_newcomer
+from swarm.planning.cells import (
+    Founder,
+    assign_stages,
+    cell_to_copy,
+    choose_cell,
+    genesis,
+    place_newcomer,
+    usual,
+)
 from transport.machine import NodeId
 
 
@@ -179,3 +187,29 @@ def test_standbys_with_one_view_found_at_most_one_cell(cells, standbys, placed):
     everyone = view(*members)
     acts = [choose_cell(everyone, job(cells=cells), m.node).act for m in everyone.standby()]
     assert acts.count("found") <= 1
+
+
+def at(index, cell, iteration, round=0):
+    facts = Facts(cell=cell, iteration=iteration, round=round)
+    return Member(member(index).record.model_copy(update={"facts": facts}), "alive")
+
+
+HONEST = (
+    at(0, "c0", 50),
+    at(1, "c0", 51),
+    at(2, "c0", 50),
+    at(3, "c1", 60),
+    at(4, "c1", 60),
+    at(5, "c1", 61),
+)
+
+
+@pytest.mark.parametrize("lie", [at(9, "c9", 1999), at(9, "c9", 0), at(9, "c1", 1999), at(9, "c1", 0)])
+def test_one_liar_changes_little_of_where_a_new_cell_begins(lie):
+    members = cell_to_copy(view(*HONEST, lie), job())
+    assert members[0].facts.cell in ("c0", "c1")
+    assert 50 <= usual(m.facts.iteration for m in members) <= 60
+
+
+def test_nobody_s_state_is_copied_where_nobody_trains():
+    assert cell_to_copy(view(member(5), at(9, "c9", 10**9)), job()) == ()

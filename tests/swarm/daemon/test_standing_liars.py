@@ -1,0 +1,56 @@
+"""One member that lies in its facts costs the others nothing but its own help."""
+
+import asyncio
+import random
+from itertools import count
+from pathlib import Path
+
+from cell_world import Cells, run_cells, small_job
+from test_liars import says
+
+from swarm.gossip.view import Facts
+from transport.identity import Identity
+
+ABSURD = (1 << 53) - 1
+WRONG = {"0": "00", "1": "00"}
+LIAR = next(i for i in (Identity.create(random.Random(seed)) for seed in count()) if i.node < "08")
+"""Its id is below all others: where two differ, the lower is believed."""
+
+
+def lie_to_all(cells: Cells, facts: Facts) -> None:
+    said = says(cells.job.digest, LIAR, facts)
+    cells.gossip.members[LIAR.node] = said
+    for node in cells.nodes:
+        node.inbox.put_nowait(said)
+
+
+def test_a_cell_and_its_newcomer_go_on_beside_a_liar(tmp_path: Path) -> None:
+    lie = Facts(cell="c0", stages=(0, 1), iteration=ABSURD, round=ABSURD, hashes=WRONG, state="training")
+    job = small_job(tmp_path, inner={"iterations": 20}, pipeline={"nodes": 2, "stages": 2})
+
+    async def scenario(cells: Cells) -> None:
+        await cells.until(lambda: all(node.iteration >= 2 for node in cells.nodes))
+        lie_to_all(cells, lie)
+        newcomer = cells.add()
+        await cells.until(lambda: newcomer.stages != ())
+        assert newcomer.cell == "c0"
+        await cells.finish()
+
+    run_cells(job, tmp_path, 2, scenario)
+
+
+def test_nobody_takes_its_stage_again_over_the_hashes_of_one_that_the_roster_does_not_name(
+    tmp_path: Path,
+) -> None:
+    """It echoes what a holder says at each record, but for the hashes."""
+    job = small_job(tmp_path, inner={"iterations": 12}, pipeline={"nodes": 2, "stages": 2})
+
+    async def scenario(cells: Cells) -> None:
+        while not all(node.finished for node in cells.nodes):
+            facts = cells.nodes[0].half.facts
+            if facts.cell:
+                lie_to_all(cells, facts.model_copy(update={"stages": (0, 1), "hashes": WRONG}))
+            await asyncio.sleep(0.02)
+        assert not cells.of_kind("resynced")
+
+    run_cells(job, tmp_path, 2, scenario)
