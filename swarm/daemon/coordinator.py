@@ -255,6 +255,7 @@ async def found_once(
             here = rollcall.present(half.view, clock())
             if len(here.live()) < job.pipeline.nodes:
                 continue  # somebody of them was not there after all
+            version = max(int(wall()), kept.version + 1 if kept else 0)
             notice = found_job(
                 here,
                 job,
@@ -263,8 +264,8 @@ async def found_once(
                 corpus=corpus,
                 resumed=resumed.iteration,
                 resumed_cell=resumed.cell,
+                again=version if kept is not None or resumed.iteration else 0,
             )
-            version = max(int(wall()), kept.version + 1 if kept else 0)
             try:
                 write_founded(directory, version, notice)
             except OSError as error:

@@ -44,16 +44,19 @@ def found_job(
     corpus: str,
     resumed: int = 0,
     resumed_cell: str = "",
+    again: int = 0,
 ) -> Signed:
     """The signed notice that founds a job on the live workers of a view.
 
     corpus: digest of the job's tokens. resumed, resumed_cell: iteration and cell of the
-    checkpoints that every holder starts from, 0 for the job's seed.
+    checkpoints that every holder starts from, 0 for the job's seed. again: a number that no
+    earlier founding of this job had, for one after the first: members of the first may still be
+    somewhere, and a name never has two histories.
     """
     founders = [Founder(m.node, m.facts.speed_flops) for m in view.live()]
     records = [
         CellRecord(
-            cell=founding.cell,
+            cell=f"{founding.cell}.{again:x}" if again else founding.cell,
             slot=0,
             term=0,
             act="found",

@@ -8,9 +8,11 @@ import pytest
 
 from swarm.daemon.archive import Resumable
 from swarm.daemon.coordinator import found_once
+from swarm.daemon.genesis import read_genesis
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.gossip.view import Member, MemberRecord, View
 from swarm.job import Job
+from swarm.pipeline.records import read_record
 from transport.identity import Identity
 from transport.machine import NodeId
 from transport.virtual_time import run_virtual
@@ -70,3 +72,12 @@ def test_a_resume_founds_anew_under_a_later_version_though_the_clock_was_set_bac
     (again,) = start(tmp_path, resumed=40, wall=50.0)
     assert again[0] == first[0] + 1
     assert start(tmp_path, wall=60.0) == [again]
+
+
+def test_a_job_that_is_founded_again_takes_names_that_no_cell_had(tmp_path: Path) -> None:
+    """Members of the first cells may still be somewhere, and come back."""
+    names = []
+    for resumed in (0, 40, 80):
+        ((_, notice),) = start(tmp_path, resumed=resumed)
+        names += [read_record(founding).cell for founding in read_genesis(notice).foundings]
+    assert len(set(names)) == len(names)
