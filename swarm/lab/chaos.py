@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from swarm.lab.demo import next_directory, start_all
 from swarm.lab.faults import Fault, load_faults
 from swarm.lab.processes import LOOK_S, RealSwarm
 from swarm.lab.recipes import demo_job
+from swarm.lab.regions import load_regions
 from swarm.lab.schedule import timed
 from swarm.lab.tally import Tally
 from swarm.lab.wan import HOME, WideArea
@@ -42,6 +43,7 @@ class ChaosOptions:
     """What a person asked for. See `farflung chaos --help`.
 
     nodes: 0: as many as the job waits for, 8 without a job. wan: None: where the machine allows.
+    regions: a setting of regions that the nodes of the emulated network stand in, in turn.
     out: a new directory; None takes the next free chaos-out/N.
     """
 
@@ -50,19 +52,25 @@ class ChaosOptions:
     nodes: int = 0
     minutes: float = 10.0
     wan: bool | None = None
+    regions: str = ""
     seed: int = 0
     out: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What a run is made of, checked. because: why there is no emulated network; empty: there is."""
+    """What a run is made of, checked.
+
+    because: why there is no emulated network; empty: there is. regions: of its nodes, by name.
+    """
 
     job: Job
     faults: tuple[Fault, ...]
     nodes: int
     minutes: float
     because: str
+    setting: str
+    regions: Mapping[str, str]
     seed: int
     out: Path
 
@@ -75,9 +83,17 @@ class Scene:
         """One line about what lies between the processes."""
         if self.because:
             return f"on loopback, with kills and pauses only: {self.because}"
+        if self.setting:
+            count = len(set(self.regions.values()))
+            return f"over an emulated wide-area network: {self.setting}, {count} regions"
         rate = "" if HOME.bytes_per_s is None else f", {8e-6 * HOME.bytes_per_s:.0f} Mbit/s"
         round_trip_ms = 2000 * HOME.delay_s
         return f"over an emulated wide-area network: {round_trip_ms:.0f} ms there and back{rate} a path"
+
+    def wide_area(self) -> WideArea:
+        """The emulated network; the coordinator stands in the first region."""
+        regions = [next(iter(self.regions.values())), *self.regions.values()] if self.regions else []
+        return WideArea([COORDINATOR, *self.names], regions=regions, seed=self.seed)
 
 
 def run_chaos(options: ChaosOptions, say: Say) -> dict[str, Any]:
@@ -106,16 +122,29 @@ def prepare(options: ChaosOptions) -> Scene:
     if nodes < job.pipeline.nodes:
         raise UserError(f"the job waits for {job.pipeline.nodes} nodes: --nodes {nodes} would never begin")
     script = load_faults(options.faults) if options.faults else ()
-    refuse_impossible(script, nodes=nodes, because=because)
+    dealt = _deal(options.regions, nodes, because)
+    refuse_impossible(script, nodes=nodes, because=because, regions=set(dealt.values()))
     return Scene(
         job=job,
         faults=timed(script, nodes=nodes, until_s=60 * options.minutes, rng=Random(options.seed)),
         nodes=nodes,
         minutes=options.minutes,
         because=because,
+        setting=options.regions,
+        regions=dealt,
         seed=options.seed,
         out=options.out or next_directory(Path("chaos-out")),
     )
+
+
+def _deal(setting: str, nodes: int, because: str) -> dict[str, str]:
+    """The region of every node, in turn; none without a setting. Raises UserError."""
+    if not setting:
+        return {}
+    if because:
+        raise UserError(f"regions need the emulated network, but {because}")
+    regions = load_regions().setting(setting)
+    return {f"node-{index + 1}": regions[index % len(regions)] for index in range(nodes)}
 
 
 def chaos_job(nodes: int) -> Job:
@@ -130,7 +159,7 @@ def chaos_job(nodes: int) -> Job:
 
 
 async def _run(scene: Scene, say: Say) -> dict[str, Any]:
-    around = nullcontext() if scene.because else WideArea([COORDINATOR, *scene.names], seed=scene.seed)
+    around = nullcontext() if scene.because else scene.wide_area()
     async with around as wan:
         swarm = RealSwarm(scene.out, scene.job, places=wan.places if wan else None)
         async with swarm:
@@ -162,6 +191,7 @@ class _Run:
         scene = self._scene
         async with asyncio.TaskGroup() as tasks:
             self.player = Player(self._swarm, wan, scene.faults, scene.names, Random(scene.seed + 1), tasks)
+            self.player.regions = scene.regions
             try:
                 await start_all(self._swarm, scene.nodes)
                 self.began = wall_time()

@@ -36,9 +36,13 @@ longer than the scheduler's own turns."""
 COORDINATOR = "coordinator"
 
 
-def refuse_impossible(faults: Sequence[Fault], *, nodes: int, because: str) -> None:
-    """Raise UserError for what real processes cannot be made to suffer. because: why there is no
-    emulated network, empty if there is one."""
+def refuse_impossible(
+    faults: Sequence[Fault], *, nodes: int, because: str, regions: Collection[str] = ()
+) -> None:
+    """Raise UserError for what real processes cannot be made to suffer.
+
+    because: why there is no emulated network, empty if there is one. regions: with a node in them.
+    """
     for fault in faults:
         if isinstance(fault, Cut | Partition | SlowLink) and because:
             raise UserError(f"the fault {fault.kind!r} needs the emulated network, but {because}")
@@ -50,8 +54,9 @@ def refuse_impossible(faults: Sequence[Fault], *, nodes: int, because: str) -> N
             raise UserError(f"the fault 'clock_skew' is for `farflung simulate`: {why}")
         for selector in selectors_of(fault):
             which, _, number = selector.partition(":")
-            if which == "region":
-                raise UserError(f"{selector!r} names a region, but this swarm has none")
+            if which == "region" and number not in regions:
+                known = f"only in {', '.join(sorted(regions))}" if regions else "in no region"
+                raise UserError(f"{selector!r} hits nobody: the nodes of this swarm are {known}")
             if which == "node" and int(number) >= nodes:
                 raise UserError(f"{selector!r} names no node: there are {nodes}, node:0 is the first")
 
@@ -68,7 +73,8 @@ def selectors_of(fault: Fault) -> tuple[str, ...]:
 class Player:
     """What is done to a swarm, to whom, and what has to be undone.
 
-    holders: of each stage, by the processes' own status; its owner keeps it fresh. ids: node id
+    holders: of each stage, by the processes' own status; its owner keeps it fresh. regions: of
+    each node, by name, if it has one. ids: node id
     of each process that ever ran. killed: process ids. begun: how many faults of each kind hit
     somebody. missed: sentences, which did not.
     """
@@ -88,6 +94,7 @@ class Player:
         self._slowing: dict[int, list[asyncio.Task[None]]] = {}
         self.paused: set[str] = set()
         self.holders: Mapping[int, Sequence[str]] = {}
+        self.regions: Mapping[str, str] = {}
         self.ids: dict[str, str] = {}
         self.killed: set[int] = set()
         self.begun: dict[str, int] = {}
@@ -181,6 +188,7 @@ class Player:
             live=[name for name in self._nodes if name in alive],
             coordinator=COORDINATOR if COORDINATOR in alive else None,
             holders=self.holders,
+            regions=_by_region(self.regions, alive),
         )
         return select(selector, standing, self._rng)
 
@@ -263,6 +271,15 @@ def limit_files(child: Child, *, full: bool) -> None:
             with contextlib.suppress(ProcessLookupError):
                 _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if full else most, most))
+
+
+def _by_region(regions: Mapping[str, str], alive: Collection[str]) -> dict[str, list[str]]:
+    """Live nodes of each region."""
+    found: dict[str, list[str]] = {}
+    for name, region in regions.items():
+        if name in alive:
+            found.setdefault(region, []).append(name)
+    return found
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

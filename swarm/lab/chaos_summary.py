@@ -14,22 +14,25 @@ from swarm.lab.tally import Commit, Tally
 def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
     """The fields of `farflung chaos --json`.
 
-    iterations, losses: of the cell that came furthest; the losses are training losses. kills: of
-    processes, by name of the kind. longest_gap_s: between two commits of whichever cells.
+    iterations, losses: of the cell that came furthest; the losses are training losses, of commits
+    that counted any token. empty: commits that counted none. killed: how often, by name.
+    longest_gap_s: between two commits of whichever cells.
     """
     tally = Tally()
     tally.add(run.story)
     commits = sorted(tally.commits.values(), key=lambda commit: commit.time)
     furthest = _furthest(commits)
+    losses = [commit.loss for commit in furthest if commit.tokens]
     killed = [str(event["name"]) for event in run.story if event.get("what") == "killed"]
     verdicts = judge(run)
     falsely = false_deaths(run)
     return {
         "seconds": round(run.judged_at - began, 1),
-        "iterations": furthest[-1].iteration if furthest else 0,
+        "iterations": max((commit.iteration for commit in furthest), default=0),
         "cells": dict(sorted(Counter(commit.cell for commit in commits).items())),
-        "loss_first": furthest[0].loss if furthest else None,
-        "loss_last": furthest[-1].loss if furthest else None,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "empty": sum(not commit.tokens for commit in commits),
         "tokens": sum(commit.tokens for commit in commits),
         "longest_gap_s": round(longest_gap_s(commits), 1),
         "faults": dict(player.begun),

@@ -14,9 +14,11 @@ from typing import Any
 
 from swarm.daemon.options import UserError
 from swarm.lab.processes import Place
+from swarm.lab.regions import load_regions
 from swarm.lab.wan_forwarder import encode_plan
 from swarm.lab.wan_namespaces import remove, remove_stale
 from swarm.lab.wan_shaper import Access, Pair, PathShape, address_of, between, full_mesh
+from transport.sim_paths import LinkShape
 
 COMMAND = (sys.executable, "-m", "swarm.lab.wan_forwarder")
 LINE_BYTES_MAX = 1 << 20
@@ -24,20 +26,44 @@ END_S = 20.0
 """How long the forwarder may take to remove what it made."""
 HOME = PathShape(delay_s=0.02, jitter_s=0.004, loss=0.0005, bytes_per_s=12.5e6)
 """Between two homes of one continent: 40 ms and more there and back, 100 Mbit/s, 0.05 % lost."""
+LOSS = 1e-4
+"""Between regions, of which nothing but latency and bandwidth was measured."""
+
+
+def regional(regions: Sequence[str]) -> tuple[dict[Pair, PathShape], list[Access]]:
+    """Paths and accesses of processes in these regions, in order, as the simulated world has them."""
+    known = load_regions()
+    paths = {
+        (one, other): _path(known.shape(here, there))
+        for one, here in enumerate(regions)
+        for other, there in enumerate(regions)
+        if one != other
+    }
+    rates = [known.shape(region, region).bandwidth_bytes_per_s for region in regions]
+    return paths, [Access(up_bytes_per_s=rate, down_bytes_per_s=rate) for rate in rates]
+
+
+def _path(shape: LinkShape) -> PathShape:
+    return PathShape(
+        delay_s=shape.latency_s,
+        jitter_s=shape.latency_s / 10,
+        loss=LOSS,
+        bytes_per_s=shape.bandwidth_bytes_per_s,
+    )
 
 
 class WideArea:
     """An async context manager. Inside, every named process has a place on the network.
 
-    names: of the processes, in the order of their addresses. paths: by pair of indices.
-    congestion_control: of TCP in the namespaces.
+    names: of the processes, in the order of their addresses. regions: where each of them stands;
+    none: they are homes of one continent. congestion_control: of TCP in the namespaces.
     """
 
-    def __init__(
-        self, names: Sequence[str], *, paths: Mapping[Pair, PathShape] | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, names: Sequence[str], *, regions: Sequence[str] = (), seed: int = 0) -> None:
         self._names = tuple(names)
-        self._paths = full_mesh(len(names), HOME) if paths is None else dict(paths)
+        self._paths, self._accesses = full_mesh(len(names), HOME), [Access()] * len(names)
+        if regions:
+            self._paths, self._accesses = regional(regions)
         self._seed = seed
         self._process: asyncio.subprocess.Process | None = None
         self._asking = asyncio.Lock()
@@ -55,7 +81,7 @@ class WideArea:
             limit=LINE_BYTES_MAX,
         )
         try:
-            made = await self._ask(encode_plan(self._paths, [Access()] * len(self._names), self._seed))
+            made = await self._ask(encode_plan(self._paths, self._accesses, self._seed))
         except BaseException:
             await self._close()
             raise

@@ -19,6 +19,7 @@ from swarm.lab.chaos_player import Player, limit_files, refuse_impossible
 from swarm.lab.chaos_summary import longest_gap_s, render
 from swarm.lab.faults import Restart, load_faults, parse_faults
 from swarm.lab.processes import Child, RealSwarm
+from swarm.lab.regions import load_regions
 from swarm.lab.tally import Commit
 from swarm.lab.wan import WideArea
 
@@ -45,7 +46,7 @@ def test_a_network_that_is_demanded_and_impossible_is_refused(monkeypatch: pytes
     [
         ('kind = "corrupt"\nnode = "random"', "for `farflung simulate`"),
         ('kind = "clock_skew"\nnode = "random"\nby_s = 5', "share this machine's clock"),
-        ('kind = "crash"\nnode = "region:Tokyo"', "this swarm has none"),
+        ('kind = "crash"\nnode = "region:Tokyo"', "are in no region"),
         ('kind = "crash"\nnode = "node:8"', "there are 8"),
         ('kind = "slow_link"\nnode = "node:1"\nfactor = 3', "needs the emulated network"),
     ],
@@ -54,6 +55,19 @@ def test_what_real_processes_cannot_suffer_is_refused_in_a_sentence(script: str,
     faults = parse_faults(f"[[fault]]\nat_s = 1\n{script}\n")
     with pytest.raises(UserError, match=sentence):
         refuse_impossible(faults, nodes=8, because="network namespaces need root")
+
+
+def test_regions_are_dealt_in_turn_and_named_ones_can_be_hit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chaos, "why_not", lambda: "")
+    region = load_regions().setting("geo-distributed")[1]
+    (tmp_path / "gone.toml").write_text(f'[[fault]]\nat_s = 1\nkind = "crash"\nnode = "region:{region}"\n')
+    scene = prepare(ChaosOptions(faults=tmp_path / "gone.toml", regions="geo-distributed", nodes=13))
+    assert (scene.regions["node-2"], scene.regions["node-1"]) == (region, scene.regions["node-13"])
+    assert "geo-distributed, 12 regions" in scene.network()
+    with pytest.raises(UserError, match="regions need the emulated network, but --no-wan was given"):
+        prepare(ChaosOptions(regions="geo-distributed", wan=False))
 
 
 def test_fewer_nodes_than_the_job_waits_for_are_refused(tmp_path: Path) -> None:

@@ -13,13 +13,12 @@ import pytest
 
 from swarm.daemon.options import UserError
 from swarm.lab import wan_namespaces
-from swarm.lab.wan import WideArea
+from swarm.lab.regions import load_regions
+from swarm.lab.wan import HOME, WideArea, regional
 from swarm.lab.wan_namespaces import inside, name_of, ours, remove, remove_stale, why_not
-from swarm.lab.wan_shaper import PathShape, full_mesh
 
 BECAUSE = why_not()
 needs_namespaces = pytest.mark.skipif(bool(BECAUSE), reason=BECAUSE or "never")
-DELAY_S = 0.05
 
 
 def test_an_ordinary_user_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,10 +32,23 @@ def test_a_machine_without_iproute2_is_told_what_to_install(monkeypatch: pytest.
     assert why_not() == "the `ip` command is missing: install iproute2"
 
 
+def test_regions_are_as_far_apart_and_as_fast_as_in_the_simulated_world() -> None:
+    known = load_regions()
+    near, far = known.setting("geo-distributed")[:2]
+    paths, accesses = regional([near, near, far])
+    assert set(paths) == {(a, b) for a in range(3) for b in range(3) if a != b}
+    for pair, shape in (((0, 1), known.shape(near, near)), ((1, 2), known.shape(near, far))):
+        assert (paths[pair].delay_s, paths[pair].bytes_per_s) == (
+            shape.latency_s,
+            shape.bandwidth_bytes_per_s,
+        )
+    assert accesses[2].up_bytes_per_s == known.shape(far, far).bandwidth_bytes_per_s
+
+
 @needs_namespaces
 async def test_tcp_takes_the_delay_hears_nothing_over_a_cut_and_goes_on_after_it() -> None:
     loop = asyncio.get_running_loop()
-    async with WideArea(["a", "b"], paths=full_mesh(2, PathShape(delay_s=DELAY_S))) as wan:
+    async with WideArea(["a", "b"]) as wan:
         assert wan.congestion_control
         here, there = wan.places["a"], wan.places["b"]
         with inside(there.namespace), socket.socket() as listening, inside(here.namespace):
@@ -50,7 +62,7 @@ async def test_tcp_takes_the_delay_hears_nothing_over_a_cut_and_goes_on_after_it
                 began = loop.time()
                 await loop.sock_connect(calling, (there.host, port))
                 answered, _ = await loop.sock_accept(listening)
-                assert loop.time() - began >= 2 * DELAY_S
+                assert loop.time() - began >= 2 * HOME.delay_s
                 await wan.cut("x", [["a"], ["b"]])
                 await loop.sock_sendall(calling, b"hello")
                 with pytest.raises(BlockingIOError):
