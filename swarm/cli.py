@@ -278,6 +278,7 @@ def chaos(
     wan: Annotated[
         bool | None, typer.Option("--wan/--no-wan", help="Emulated network; default: where possible.")
     ] = None,
+    regions: Annotated[str, typer.Option(help="geo-distributed, 5-clusters or single-cluster.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of chance in the script and in the network.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A new directory; default: the next chaos-out/N.")] = None,
     as_json: Json = False,
@@ -291,8 +292,17 @@ def chaos(
     from swarm.lab.chaos import ChaosOptions, run_chaos
     from swarm.lab.chaos_summary import render
 
-    options = ChaosOptions(job=job, faults=faults, nodes=nodes, minutes=minutes, wan=wan, seed=seed, out=out)
-    found = run_chaos(options, lambda line: print(line, file=sys.stderr if as_json else None, flush=True))
+    asked = ChaosOptions(
+        job=job,
+        faults=faults,
+        nodes=nodes,
+        minutes=minutes,
+        wan=wan,
+        regions=regions,
+        seed=seed,
+        out=out,
+    )
+    found = run_chaos(asked, lambda line: print(line, file=sys.stderr if as_json else None, flush=True))
     print_json(found) if as_json else print(render(found))
     raise typer.Exit(1 if found["broken"] else 0)
 
