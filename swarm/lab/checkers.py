@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from swarm.lab.sim_node import virtual_now
 from transport.sim_network import QueueLimits
 
 if TYPE_CHECKING:
@@ -90,6 +91,63 @@ def views_tell_the_truth(world: World) -> Iterator[str]:
                 yield f"{process.node[:12]} sees {other.node[:12]} as {status}, but it is gone"
 
 
+def nobody_stays_buried(world: World) -> Iterator[str]:
+    """Who lives and was left alone for long is believed to live by everybody of whom the same is true."""
+    now = virtual_now()
+    calm = [p for p in world.live() if world.evidence.calm_s(p.node, now) > SETTLE_S]
+    for process in calm:
+        for other in calm:
+            if process.view.status(other.node) in ("dead", "left"):
+                yield f"{process.node[:12]} has buried {other.node[:12]}, that lives and was left alone"
+
+
+def views_show_what_was_signed(world: World) -> Iterator[str]:
+    """Nobody shows a record that is newer than its owner's own, or another one of the same version."""
+    own = {p.node: p.view.members.get(p.node) for p in world.processes if p.running}
+    for process in world.live():
+        for node, member in process.view.members.items():
+            mine = own.get(node)
+            if mine is None or member.record.version < mine.record.version:
+                continue
+            if member.record != mine.record:
+                yield f"{process.node[:12]} shows a record of {node[:12]} that it never signed"
+
+
+def news_is_never_forgotten(world: World) -> Iterator[str]:
+    """While a process lives, what it shows of another is never replaced by something older."""
+    for process in world.live():
+        own = process.view.members.get(process.node)
+        life = own.record.incarnation if own else 0
+        for node, member in process.view.members.items():
+            newest = world.evidence.versions.get((process.node, life, node), (0, 0))
+            version = (member.record.incarnation, member.record.seq)
+            if version < newest:
+                yield f"{process.node[:12]} showed {newest} of {node[:12]}, and shows {version} now"
+            world.evidence.versions[process.node, life, node] = max(version, newest)
+
+
+def what_was_said_is_so(world: World) -> Iterator[str]:
+    """Every microbatch is reported once, and a round has the members that it names."""
+    yield from world.wiretap.wrong
+    for record in world.evidence.fresh():
+        if record.act == "round":
+            yield from world.wiretap.round_of(record)
+
+
+def memory_is_bounded(world: World) -> Iterator[str]:
+    """What a node keeps of microbatches on their way stays within what its job allows."""
+    for node in world.nodes:
+        if node.trainer is not None:
+            hops = node.trainer.flow.hops
+            if hops.held > hops.held_max:
+                yield f"{node.node[:12]} holds {hops.held} microbatches, {hops.held_max} at most are allowed"
+
+
+def no_byte_is_lost_unseen(world: World) -> Iterator[str]:
+    """What was sent is delivered, under way, or dropped for a reason that is counted."""
+    yield from world.network.traffic.imbalances()
+
+
 CHECKERS: tuple[Checker, ...] = (
     one_record_per_slot,
     holders_are_identical,
@@ -99,4 +157,10 @@ CHECKERS: tuple[Checker, ...] = (
     only_the_admitted_are_seen,
     queues_are_bounded,
     views_tell_the_truth,
+    nobody_stays_buried,
+    views_show_what_was_signed,
+    news_is_never_forgotten,
+    what_was_said_is_so,
+    memory_is_bounded,
+    no_byte_is_lost_unseen,
 )

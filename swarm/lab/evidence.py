@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RESYNC_S = 30.0
 """Within which a holder that missed a step has taken the state again."""
+HINDERS = frozenset(("pause", "cut", "partition", "slow_link", "noise"))
+"""Faults during which a node need not be heard."""
 MISSED = re.compile(r"(?:step|round) of stage (\d+), slot ")
 
 
@@ -34,6 +36,9 @@ class Evidence:
     excused: (node, stage) -> until when it may differ: it has said that it missed a step, and
         takes the state again as soon as it can reach somebody who did not.
     failures: sentences, whom an error ended.
+    hindered: node -> faults that hinder it from hearing or answering now. calm_since: node -> when
+        the last fault of any kind touched it, or it started.
+    versions: (viewer, its life, member) -> newest (incarnation, seq) that it has shown.
     touched: what is new in `records` since the checkers looked last.
     stuck: sentences, cells that could train to the end and have not, when the world ended.
     complete, extinct: whether every stage had a running holder once; and whether, after that, the
@@ -46,6 +51,9 @@ class Evidence:
     undone: list[str] = field(default_factory=list)
     excused: dict[tuple[str, int], float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    hindered: dict[str, list[str]] = field(default_factory=dict)
+    calm_since: dict[str, float] = field(default_factory=dict)
+    versions: dict[tuple[str, int, str], tuple[int, int]] = field(default_factory=dict)
     touched: dict[tuple[str, int], None] = field(default_factory=dict)
     stuck: tuple[str, ...] = ()
     complete: bool = False
@@ -65,9 +73,24 @@ class Evidence:
 
     def see(self, event: Event) -> None:
         """A process noted a fact."""
+        if event.kind in ("fault", "started"):
+            self.calm_since[event.node] = event.time
+        if event.kind == "fault":
+            self._hinder(event.node, str(event.fields["what"]))
         missed = MISSED.match(str(event.fields.get("what", ""))) if event.kind == "dropped" else None
         if missed:
             self.excused[event.node, int(missed[1])] = event.time + RESYNC_S
+
+    def _hinder(self, node: str, what: str) -> None:
+        suffers, kind = self.hindered.setdefault(node, []), what.removesuffix(" ended")
+        if kind in HINDERS and what != kind and kind in suffers:
+            suffers.remove(kind)
+        elif kind in HINDERS and what == kind:
+            suffers.append(kind)
+
+    def calm_s(self, node: str, now: float) -> float:
+        """For how long nothing has been done to a node; 0 while something hinders it."""
+        return 0.0 if self.hindered.get(node) else now - self.calm_since.get(node, 0.0)
 
     def look(self, held: Collection[int], stages: int) -> None:
         """Stages that somebody holds at this moment."""
