@@ -14,15 +14,14 @@ from swarm.lab.tally import Commit, Tally
 def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
     """The fields of `farflung chaos --json`.
 
-    iterations, losses: of the cell that came furthest; the losses are training losses, of commits
-    that counted any token. empty: commits that counted none. killed: how often, by name.
+    iterations: of the cell that came furthest. losses: training losses of the first commit of all
+    and of that cell's last; commits that counted no token (their number is `empty`) have none.
     longest_gap_s: between two commits of whichever cells.
     """
     tally = Tally()
     tally.add(run.story)
     commits = sorted(tally.commits.values(), key=lambda commit: commit.time)
     furthest = _furthest(commits)
-    losses = [commit.loss for commit in furthest if commit.tokens]
     killed = [str(event["name"]) for event in run.story if event.get("what") == "killed"]
     verdicts = judge(run)
     falsely = false_deaths(run)
@@ -30,8 +29,8 @@ def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
         "seconds": round(run.judged_at - began, 1),
         "iterations": max((commit.iteration for commit in furthest), default=0),
         "cells": dict(sorted(Counter(commit.cell for commit in commits).items())),
-        "loss_first": losses[0] if losses else None,
-        "loss_last": losses[-1] if losses else None,
+        "loss_first": next((commit.loss for commit in commits if commit.tokens), None),
+        "loss_last": next((commit.loss for commit in reversed(furthest) if commit.tokens), None),
         "empty": sum(not commit.tokens for commit in commits),
         "tokens": sum(commit.tokens for commit in commits),
         "longest_gap_s": round(longest_gap_s(commits), 1),
