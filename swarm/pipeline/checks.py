@@ -10,6 +10,8 @@ from swarm.messages import Averaged, Backward, Forward, Gradient, Roster
 from transport.machine import NodeId
 from transport.wire import Body, TensorSpec
 
+ANCHORS_MAX = 1 << 40
+"""Outer rounds that may have made an anchor: more than any job has, and one more is still a number."""
 FLAT_COUNT = {Gradient: 1, OuterDelta: 1, OuterMean: 1, EndsCopy: 1, OuterAnchor: 2}
 
 
@@ -19,8 +21,12 @@ def wrong_with_tensors(body: Body, job: Job, width: int, stage_sizes: tuple[int,
     width: of the residual stream. stage_sizes: parameters of each stage.
     """
     if isinstance(body, Forward | Backward):
-        shape = (job.pipeline.microbatch, job.data.sequence, width)
-        return _wrong(body.tensors, 1, shape, codec=None)
+        rows, tokens = job.pipeline.microbatch, job.data.sequence
+        if isinstance(body, Backward) and body.target_tokens != rows * tokens:
+            return f"not of the {rows * tokens} target tokens of a microbatch"
+        return _wrong(body.tensors, 1, (rows, tokens, width), codec=job.pipeline.hop_codec)
+    if isinstance(body, Averaged | OuterAnchor | OuterDelta) and body.anchor > ANCHORS_MAX:
+        return "an anchor of more rounds than there can be"
     if isinstance(body, Averaged):
         size = _size(stage_sizes, body.stage)
         return _wrong(body.tensors, 2 if body.anchor else 1, size)
@@ -34,15 +40,13 @@ def _size(stage_sizes: tuple[int, ...], stage: int) -> tuple[int, ...]:
     return (stage_sizes[stage],) if stage < len(stage_sizes) else (-1,)
 
 
-def _wrong(
-    tensors: tuple[TensorSpec, ...], count: int, shape: tuple[int, ...], codec: str | None = "raw"
-) -> str:
+def _wrong(tensors: tuple[TensorSpec, ...], count: int, shape: tuple[int, ...], codec: str = "raw") -> str:
     if len(tensors) != count:
         return f"not {count} tensors"
     for spec in tensors:
         if spec.shape != shape or spec.dtype != "float32":
             return f"tensor not float32 {shape}"
-        if codec is not None and spec.codec != codec:
+        if spec.codec != codec:
             return f"codec not {codec}"
     return ""
 
