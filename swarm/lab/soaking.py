@@ -1,0 +1,210 @@
+"""`scripts/soak`: many drawn worlds, one after another, and what to do about those that broke.
+
+What a seed came to is kept under the commit that it was played with, so that an interrupted soak
+goes on where it was. A seed that broke is printed with its sentence and the command that plays it
+again up to just before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swarm.lab.simulate import write_run
+from swarm.lab.soak import CLASSES, Scenario, draw, play
+from swarm.lab.world import Outcome
+
+BEFORE_S = 1.0
+"""A world is looked at every virtual second: so much earlier, what broke was not broken yet."""
+LAST_EVENTS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoakOptions:
+    """Which seeds to play and how. See `scripts/soak --help`.
+
+    until_s: end every world there, to look at what comes before something breaks; 0: at its own end.
+    commit: of the tree that is played, "" keeps nothing. out: where results are kept, and the
+        events of worlds that broke.
+    """
+
+    seeds: int = 50
+    first: int = 0
+    jobs: int = 1
+    classes: tuple[str, ...] = ()
+    until_s: float = 0.0
+    commit: str = ""
+    out: Path = Path(".soak")
+
+    @property
+    def numbers(self) -> range:
+        """The seeds."""
+        return range(self.first, self.first + self.seeds)
+
+    @property
+    def cache(self) -> Path:
+        """Where results of this commit are kept, one line of JSON a seed."""
+        kind = "-".join(self.classes) or "all"
+        return self.out / (self.commit or "uncommitted") / f"{kind}.jsonl"
+
+
+def play_seed(seed: int, options: SoakOptions) -> dict[str, Any]:
+    """Play one world: what it was, what broke, and the events before that."""
+    scenario = draw(seed, options.classes)
+    if options.until_s:
+        scenario = replace(scenario, options=replace(scenario.options, until_s=options.until_s))
+    began = time.process_time()
+    outcome = play(scenario)
+    if outcome.broken or options.until_s:
+        write_run(outcome.events, options.out / f"seed-{seed}")
+    return result(seed, scenario, outcome, time.process_time() - began)
+
+
+def result(seed: int, scenario: Scenario, outcome: Outcome, cpu_s: float) -> dict[str, Any]:
+    """What is kept of a seed."""
+    last = [event.line() for event in outcome.events if event.kind != "progress"][-LAST_EVENTS:]
+    return {
+        "seed": seed,
+        "broken": list(outcome.broken),
+        "finished": outcome.finished,
+        "classes": list(scenario.classes),
+        "nodes": scenario.options.nodes,
+        "virtual_s": round(outcome.seconds, 1),
+        "cpu_s": round(cpu_s, 2),
+        "faults": sum(
+            e.kind == "fault" and not str(e.fields["what"]).endswith(" ended") for e in outcome.events
+        ),
+        "last": last if outcome.broken else [],
+    }
+
+
+def render(found: dict[str, Any], classes: Sequence[str] = ()) -> str:
+    """A seed that broke, for a person: the sentences, the last events, and how to play it again."""
+    until = max(1.0, found["virtual_s"] - 2 * BEFORE_S)
+    only = f" --classes {','.join(classes)}" if classes else ""
+    lines = [
+        f"seed {found['seed']} broke at {found['virtual_s']} virtual seconds ({', '.join(found['classes'])}):"
+    ]
+    lines += [f"  {sentence}" for sentence in found["broken"]]
+    lines += [f"    {line[:200]}" for line in found["last"]]
+    lines.append(f"  again: scripts/soak --seeds 1 --first {found['seed']}{only} --until {until:g}")
+    return "\n".join(lines)
+
+
+def known(cache: Path) -> dict[int, dict[str, Any]]:
+    """Results that are kept already; a line cut off by a kill is left out."""
+    if not cache.exists():
+        return {}
+    found = {}
+    for line in cache.read_text(encoding="utf-8").splitlines():
+        try:
+            one = json.loads(line)
+        except ValueError:
+            continue
+        found[one["seed"]] = one
+    return found
+
+
+def soak(options: SoakOptions) -> Iterator[dict[str, Any]]:
+    """Play what is not known yet, in this process or in `jobs` of its own, and yield every result."""
+    keep = bool(options.commit) and not options.until_s
+    before = known(options.cache) if keep else {}
+    yield from (before[seed] for seed in options.numbers if seed in before)
+    missing = [seed for seed in options.numbers if seed not in before]
+    played = _in_children(missing, options) if options.jobs > 1 else _here(missing, options)
+    for found in played:
+        if keep:
+            options.cache.parent.mkdir(parents=True, exist_ok=True)
+            with options.cache.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+        yield found
+
+
+def _here(seeds: Iterable[int], options: SoakOptions) -> Iterator[dict[str, Any]]:
+    for seed in seeds:
+        yield play_seed(seed, options)
+
+
+def _in_children(seeds: Sequence[int], options: SoakOptions) -> Iterator[dict[str, Any]]:
+    """Each job takes every so manyth seed and answers in lines; results come job after job."""
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "swarm.lab.soaking", "--answer", "--out", str(options.out)]
+            + (["--classes", ",".join(options.classes)] if options.classes else [])
+            + ["--only", ",".join(map(str, seeds[job :: options.jobs]))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for job in range(options.jobs)
+        if seeds[job :: options.jobs]
+    ]
+    for child in children:
+        assert child.stdout is not None
+        for line in child.stdout:
+            yield json.loads(line)
+        if child.wait():
+            raise SystemExit(f"a job of the soak ended with code {child.returncode}: see above")
+
+
+def _parse(words: Sequence[str]) -> tuple[SoakOptions, argparse.Namespace]:
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--seeds", type=int, default=50, help="how many worlds")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--classes", default="", help=f"only these, by commas: {', '.join(CLASSES)}")
+    parser.add_argument("--until", type=float, default=0.0, help="end every world at this virtual second")
+    parser.add_argument("--out", type=Path, default=Path(".soak"), help="where results are kept")
+    parser.add_argument("--commit", default="", help="of the tree; without it nothing is kept")
+    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", help=argparse.SUPPRESS)
+    said = parser.parse_args(words)
+    classes = tuple(name for name in said.classes.split(",") if name)
+    unknown = sorted(set(classes) - set(CLASSES))
+    if unknown or min(said.seeds, said.jobs) < 1 or said.first < 0:
+        what = (
+            f"there is no class of faults named {unknown[0]}" if unknown else "seeds and jobs are at least 1"
+        )
+        parser.error(what)
+    options = SoakOptions(
+        seeds=said.seeds,
+        first=said.first,
+        jobs=said.jobs,
+        classes=classes,
+        until_s=said.until,
+        commit=said.commit,
+        out=said.out,
+    )
+    return options, said
+
+
+def main(words: Sequence[str]) -> int:
+    """Play the seeds; 1 if any broke."""
+    options, said = _parse(words)
+    if said.answer:
+        for found in _here(map(int, said.only.split(",")), options):
+            print(json.dumps(found), flush=True)  # noqa: T201 - the parent reads it
+        return 0
+    done: list[dict[str, Any]] = []
+    for found in soak(options):
+        done.append(found)
+        if found["broken"]:
+            print(render(found, options.classes), flush=True)  # noqa: T201 - a person is watching
+    broken = [found["seed"] for found in done if found["broken"]]
+    virtual_h = sum(found["virtual_s"] for found in done) / 3600
+    cpu_s, faults = sum(found["cpu_s"] for found in done), sum(found["faults"] for found in done)
+    print(  # noqa: T201 - a person is watching
+        f"{len(done)} worlds, {virtual_h:.2f} virtual hours in {cpu_s:.0f} s of one core, "
+        f"{faults} processes hit by faults; broken: {', '.join(map(str, broken)) or 'none'}"
+    )
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Promises 1-6 in worlds drawn from seeds; `scripts/soak` plays many more of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from swarm.lab.soak import CLASSES, draw
+from swarm.lab.soaking import SoakOptions, known, main, play_seed, render, soak
+
+QUICK = range(8)
+
+
+@pytest.mark.parametrize("seed", QUICK)
+def test_a_drawn_world_breaks_no_promise(seed: int, tmp_path: Path) -> None:
+    found = play_seed(seed, SoakOptions(out=tmp_path))
+    assert not found["broken"], render(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(len(QUICK), 200))
+def test_no_drawn_world_breaks_a_promise(seed: int, tmp_path: Path) -> None:
+    found = play_seed(seed, SoakOptions(out=tmp_path))
+    assert not found["broken"], render(found)
+
+
+def test_a_seed_draws_the_same_world_each_time_and_seeds_draw_every_class() -> None:
+    assert draw(7).options == draw(7).options
+    drawn = [draw(seed) for seed in range(100)]
+    assert {name for scenario in drawn for name in scenario.classes} == set(CLASSES)
+    assert {scenario.options.job.pipeline.cells for scenario in drawn} == {1, 2, 3}
+
+
+def test_leaving_a_class_out_changes_nothing_about_the_others() -> None:
+    seed = next(seed for seed in range(100) if {"pause", "corrupt"} <= set(draw(seed).classes))
+    whole, part = draw(seed), draw(seed, [name for name in CLASSES if name != "corrupt"])
+    assert replace(part.options, faults=(), until_s=0) == replace(whole.options, faults=(), until_s=0)
+    assert part.options.faults == tuple(f for f in whole.options.faults if f.kind != "corrupt")
+
+
+def test_an_interrupted_soak_goes_on_where_it_was(tmp_path: Path) -> None:
+    options = SoakOptions(seeds=2, first=20, commit="abc", out=tmp_path)
+    first = list(soak(options))
+    lines = options.cache.read_text().splitlines()
+    options.cache.write_text(lines[0] + "\n" + lines[1][:20])
+    assert list(known(options.cache)) == [20]
+    again = list(soak(options))
+    assert [found["seed"] for found in again] == [20, 21]
+    assert again[0] == first[0]
+    assert {**again[1], "cpu_s": 0} == {**first[1], "cpu_s": 0}
+
+
+def test_jobs_play_the_same_worlds_as_one(tmp_path: Path) -> None:
+    alone, together = (
+        {f["seed"]: {**f, "cpu_s": 0} for f in soak(SoakOptions(seeds=2, first=20, jobs=jobs, out=tmp_path))}
+        for jobs in (1, 2)
+    )
+    assert alone == together
+
+
+def test_a_broken_seed_is_told_with_its_sentence_its_events_and_how_to_play_it_again() -> None:
+    found = {
+        "seed": 5,
+        "virtual_s": 30.3,
+        "classes": ["pause"],
+        "broken": ["two records (at 29.3 s)"],
+        "last": ['{"event":"fault"}'],
+    }
+    text = render(found, ("pause",))
+    assert "two records (at 29.3 s)" in text
+    assert '{"event":"fault"}' in text
+    assert "scripts/soak --seeds 1 --first 5 --classes pause --until 28.3" in text
+
+
+def test_playing_until_just_before_stops_there_and_writes_the_events(tmp_path: Path) -> None:
+    assert main(["--seeds", "1", "--first", "0", "--until", "5", "--out", str(tmp_path)]) == 0
+    times = [
+        json.loads(line)["time"] for line in (tmp_path / "seed-0" / "run.jsonl").read_text().splitlines()
+    ]
+    assert 4 < max(times) < 8
+
+
+def test_a_class_that_does_not_exist_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--classes", "explosion"])
+    assert ended.value.code == 2
+    assert "no class of faults named explosion" in capsys.readouterr().err
