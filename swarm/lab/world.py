@@ -23,8 +23,10 @@ from swarm.job import Job
 from swarm.lab.checkers import CHECKERS
 from swarm.lab.disks import SimDisk
 from swarm.lab.evidence import Evidence
+from swarm.lab.exam import examine
 from swarm.lab.faults import Fault
 from swarm.lab.misfortune import Misfortune
+from swarm.lab.regions import load_regions
 from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
 from swarm.lab.wiretap import TappedNetwork, Wiretap
 from swarm.pipeline.data import Corpus, load_corpus
@@ -53,7 +55,9 @@ class WorldOptions:
     flops_per_s: of a node of middling speed; each has between half and one and a half of it.
     latency_s: one way between two nodes, drawn for each pair between these.
     bandwidth_bytes_per_s: of each pair, drawn likewise.
+    regions: that nodes are dealt to in turn; then what was measured between them holds instead.
     model: what is trained instead of the job's preset, for worlds whose messages alone matter.
+    examine: ask at the end how good the model is on held-out text.
     gossip, queues: how membership behaves, and what a link keeps for a peer at most.
     """
 
@@ -65,6 +69,8 @@ class WorldOptions:
     flops_per_s: float = 2e10
     latency_s: tuple[float, float] = (0.005, 0.05)
     bandwidth_bytes_per_s: tuple[float, float] = (1e7, 1e8)
+    regions: tuple[str, ...] = ()
+    examine: bool = False
     model: ModelConfig | None = None
     gossip: GossipConfig = field(default_factory=volunteer_wan)
     queues: QueueLimits = field(default_factory=QueueLimits)
@@ -72,12 +78,16 @@ class WorldOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a run left: events in order, virtual seconds, and what was broken (nothing, if all is well)."""
+    """What a run left: events in order, virtual seconds, and what was broken (nothing, if all is well).
+
+    validation: held-out loss of the cell that came furthest, if it was asked for and a cell is whole.
+    """
 
     events: tuple[Event, ...]
     seconds: float
     finished: bool
     broken: tuple[str, ...]
+    validation: float | None = None
 
 
 class World:
@@ -163,15 +173,29 @@ class World:
             rng=Random(self._rng.getrandbits(64)),
             compute=CostCompute(speed),
         )
+        if self.options.regions:
+            self._settle(node)
         for other in self.processes:
-            latency_s = self._rng.uniform(*self.options.latency_s)
-            bandwidth = self._rng.uniform(*self.options.bandwidth_bytes_per_s)
-            shape = LinkShape(
-                latency_s=latency_s, bandwidth_bytes_per_s=bandwidth, jitter_s=latency_s / 10, loss=1e-4
-            )
-            self.network.set_shape(node.node, other.node, shape)
+            self.network.set_shape(node.node, other.node, self._shape(node, other))
         self.nodes.append(node)
         return node
+
+    def _settle(self, node: SimNode) -> None:
+        """Put a node into the next region, with the access that machines have there."""
+        node.region = self.options.regions[len(self.nodes) % len(self.options.regions)]
+        access = load_regions().shape(node.region, node.region).bandwidth_bytes_per_s
+        self.network.set_access(node.node, access, access)
+
+    def _shape(self, node: SimNode, other: SimProcess) -> LinkShape:
+        """What lies between a new node and another process; the coordinator is in the first region."""
+        if node.region:
+            there = other.region if isinstance(other, SimNode) else self.options.regions[0]
+            shape = load_regions().shape(node.region, there)
+        else:
+            latency_s = self._rng.uniform(*self.options.latency_s)
+            bandwidth = self._rng.uniform(*self.options.bandwidth_bytes_per_s)
+            shape = LinkShape(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth)
+        return replace(shape, jitter_s=shape.latency_s / 10, loss=1e-4)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -249,11 +273,21 @@ class World:
             broken = broken or self.check()
             finished = self.finished()
             self.evidence.end(self.nodes, self.job)
+            validation = self._examined() if self.options.examine else None
             for task in beside:
                 task.cancel()
             for process in self.live():
                 process.kill()
-        return Outcome(events=tuple(self.events), seconds=virtual_now(), finished=finished, broken=broken)
+        return Outcome(
+            events=tuple(self.events),
+            seconds=virtual_now(),
+            finished=finished,
+            broken=broken,
+            validation=validation,
+        )
+
+    def _examined(self) -> float | None:
+        return examine(self.nodes, self.job, self._ground.config, self._ground.corpus)
 
     async def _begin(self) -> None:
         self.start(self.coordinator)
