@@ -87,6 +87,10 @@ class SimNetwork:
             self._paths.set_shape(receiver, sender, shape, span)
         self._traffic.follow()
 
+    def shape(self, sender: NodeId, receiver: NodeId) -> LinkShape:
+        """What the path between two nodes is like now."""
+        return self._paths.shape(sender, receiver, clock_s())
+
     def set_access(self, node: NodeId, up_bytes_per_s: float, down_bytes_per_s: float) -> None:
         """What `node` sends and receives at most, all its bulk transfers together."""
         self._traffic.set_access(node, up_bytes_per_s, down_bytes_per_s)

@@ -18,6 +18,7 @@ from swarm.lab.faults import Fault, load_faults
 from swarm.lab.plot import check_plot, plot_run
 from swarm.lab.recipes import simulated_job
 from swarm.lab.regions import load_regions
+from swarm.lab.trace import load_trace, replay
 from swarm.lab.world import Outcome, WorldOptions, run_world
 
 NODES = 20
@@ -30,7 +31,8 @@ class SimulateOptions:
 
     job: None trains the demo model, by the recipe for `nodes` nodes.
     regions: the setting of `regions.toml` that says where nodes stand; "" draws paths from the seed.
-    churn: see `churn.churn`; "" is none. speed_up: so many times as fast as it says.
+    churn: see `churn.churn`; "" is none. trace: a recorded day of additions and removals.
+    speed_up: churn and trace go so many times as fast as they say.
     plot: a picture of the run; None draws none.
     """
 
@@ -38,6 +40,7 @@ class SimulateOptions:
     faults: Path | None = None
     regions: str = ""
     churn: str = ""
+    trace: Path | None = None
     speed_up: float = 1.0
     seed: int = 0
     nodes: int = 0
@@ -51,10 +54,11 @@ def run_simulate(options: SimulateOptions) -> dict[str, Any]:
     world = _world(options)
     if options.plot is not None:
         check_plot(options.plot)
-    began = time.monotonic()
+    began, computed = time.monotonic(), time.process_time()
     outcome = run_world(world)
-    real_s = time.monotonic() - began
-    found = summary(outcome, real_s) | {"events": str(write_run(outcome.events, options.out))}
+    real_s, cpu_s = time.monotonic() - began, time.process_time() - computed
+    found = summary(outcome, real_s) | {"cpu_s": round(cpu_s, 3)}
+    found["events"] = str(write_run(outcome.events, options.out))
     if options.plot is not None:
         plot_run(outcome.events, outcome.seconds, options.plot)
         found["plot"] = str(options.plot)
@@ -71,7 +75,7 @@ def _world(options: SimulateOptions) -> WorldOptions:
     _check_faults(faults, job, nodes)
     return WorldOptions(
         job=job,
-        faults=(*faults, *_churn(options, job, nodes)),
+        faults=(*faults, *_churn(options, job, nodes), *_recorded(options, nodes)),
         seed=options.seed,
         nodes=nodes,
         until_s=options.until_s,
@@ -102,6 +106,14 @@ def _churn(options: SimulateOptions, job: Job, nodes: int) -> Sequence[Fault]:
         rng=Random(options.seed),
     )
     return sped_up(faults, options.speed_up)
+
+
+def _recorded(options: SimulateOptions, nodes: int) -> Sequence[Fault]:
+    """Who came and went on the day that was recorded, as far as the run lasts."""
+    if options.trace is None:
+        return ()
+    faults = replay(load_trace(options.trace), nodes, options.speed_up).faults
+    return [fault for fault in faults if (fault.at_s or 0.0) < options.until_s]
 
 
 def _check_faults(faults: Sequence[Fault], job: Job, nodes: int) -> None:

@@ -1,6 +1,7 @@
 """What `farflung simulate` says of a run, and of a person's mistakes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from swarm.daemon.options import UserError
 from swarm.events import Event
 from swarm.job import Job, JobError, dump_job
 from swarm.lab.faults import FaultError
+from swarm.lab.recipes import simulated_job
 from swarm.lab.simulate import SimulateOptions, render, run_simulate, summary, write_run
 from swarm.lab.world import Outcome
 
@@ -37,6 +39,32 @@ def test_files_that_are_not_there_are_named(tmp_path: Path, job: Path) -> None:
         run_simulate(SimulateOptions(job=tmp_path / "nowhere.toml"))
     with pytest.raises(FaultError, match="nofaults"):
         run_simulate(SimulateOptions(job=job, faults=tmp_path / "nofaults.toml"))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ({}, r"name a job\.toml, or give --nodes or --regions"),
+        ({"regions": "moon"}, "there is no setting 'moon' of regions"),
+        ({"nodes": 4, "churn": "often"}, "--churn often is not a percentage"),
+        ({"nodes": 4, "trace": Path("noday.csv")}, "noday"),
+        ({"nodes": 4, "plot": Path("run.txt")}, r"ends in \.png|needs matplotlib"),
+    ],
+)
+def test_what_cannot_be_simulated_is_one_sentence_before_the_run(
+    mistake: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises((UserError, FaultError), match=sentence):
+        run_simulate(SimulateOptions(**mistake))
+
+
+@pytest.mark.parametrize("nodes", [1, 3, 8, 20])
+def test_the_recipe_without_a_job_fits_any_number_of_nodes(nodes: int) -> None:
+    recipe = simulated_job(nodes=nodes)
+    assert recipe.pipeline.nodes == nodes
+    assert recipe.pipeline.stages * recipe.pipeline.cells <= nodes
+    assert recipe.model.preset == "demo"
+    assert recipe.inner.iterations == 200
 
 
 def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
