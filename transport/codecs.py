@@ -48,7 +48,8 @@ class Codec:
     decode: buffer of that size, n and dtype to flat tensor [n].
     lossy: takes floating point only.
 
-    encode and decode raise CodecError for values that are not finite.
+    encode and decode raise CodecError for values that are not finite in the tensor's own dtype.
+    What one encoder may write every decoder takes: `encode` refuses what would not come back.
     """
 
     nbytes: Callable[[int, int], int]
@@ -93,7 +94,7 @@ def decode(spec: TensorSpec, buffer: Buffer) -> Tensor:
     """The tensor of a received buffer, on the CPU, not to be written to; raw shares its memory.
 
     Raises CodecError, before anything is allocated, unless codec, shape, dtype, declared and
-    actual bytes agree, and then for values that are not finite.
+    actual bytes agree, and then for values that are not finite or that no `encode` writes.
     """
     nbytes = encoded_bytes(spec.shape, spec.dtype, spec.codec)
     actual = memoryview(buffer).nbytes
@@ -128,12 +129,23 @@ def _decode_raw(buffer: Buffer, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def _encode_bf16(flat: Tensor) -> Tensor:
-    # Checked after rounding: the largest float32 values round to infinity.
-    return _encode_raw(flat.to(torch.bfloat16))
+    # Checked after rounding: the largest float32 values round to infinity, and the largest
+    # float16 values to a bfloat16 that is infinity to their receiver.
+    encoded = _encode_raw(flat.to(torch.bfloat16))
+    _narrowed(encoded, flat.dtype)
+    return encoded
 
 
 def _decode_bf16(buffer: Buffer, count: int, dtype: torch.dtype) -> Tensor:
-    return _decode_raw(buffer, count, torch.bfloat16).to(dtype)
+    return _narrowed(_decode_raw(buffer, count, torch.bfloat16), dtype)
+
+
+def _narrowed(flat: Tensor, dtype: torch.dtype) -> Tensor:
+    """Finite values in another dtype, checked again where they may have become too large for it."""
+    converted = flat.to(dtype)
+    if torch.finfo(dtype).max < torch.finfo(flat.dtype).max:
+        _check_finite(converted)
+    return converted
 
 
 # --- int8: [scales float32, one per block][values int8] --------------------------------------
@@ -169,9 +181,13 @@ def _decode_int8(buffer: Buffer, count: int, dtype: torch.dtype) -> Tensor:
     blocks = _blocks(count)
     scales = torch.frombuffer(buffer, dtype=torch.float32, count=blocks)
     _check_finite(scales * 127)
+    if torch.signbit(scales).any():
+        raise CodecError("a scale is negative")
     levels = torch.frombuffer(buffer, dtype=torch.int8, count=count, offset=4 * blocks)
+    if levels.min().item() < -127:
+        raise CodecError("a level is -128")
     values = _as_blocks(levels) * scales[:, None]
-    return values.view(-1)[:count].to(dtype)
+    return _narrowed(values.view(-1)[:count], dtype)
 
 
 CODECS: dict[str, Codec] = {

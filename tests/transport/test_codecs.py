@@ -1,4 +1,5 @@
 import math
+import struct
 import warnings
 
 import pytest
@@ -13,6 +14,17 @@ FLOATS = ("float32", "bfloat16", "float16")
 shapes = st.lists(st.integers(0, 40), max_size=3).map(tuple)
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 largest = torch.finfo(torch.float32).max
+EDGES = (65504.0, -65504.0, 65519.0, largest, -largest, torch.finfo(torch.bfloat16).max, 1e-45, 6e-8)
+LARGEST_SCALE = struct.pack("<f", torch.nextafter(torch.tensor(largest / 127), torch.tensor(0.0)).item())
+REFUSALS = ("values are not finite", "a scale is negative", "a level is -128")
+LARGEST = struct.pack("<f", largest), b"\x7f\x7f", b"\x7b\xff", b"\x80" * 4, b"\xff\xff\x7f\x7f"
+hostile = st.one_of(
+    st.binary(min_size=512, max_size=512),
+    st.lists(st.one_of(st.sampled_from(LARGEST), st.binary(min_size=4, max_size=4)), min_size=1).map(
+        b"".join
+    ),
+)
+"""Anything, and runs of what is largest in some dtype."""
 
 
 def round_trip(tensor: torch.Tensor, codec: str) -> torch.Tensor:
@@ -76,15 +88,29 @@ class TestEveryCodec:
         with pytest.raises(CodecError, match="has"):
             decode(spec, bytes(buffer)[:-1])
 
-    @given(nonsense=st.binary(min_size=512, max_size=512), shape=st.sampled_from([(512,), (128,), (2, 64)]))
-    def test_any_bytes_decode_to_finite_values_or_are_refused(self, codec, nonsense, shape):
-        nbytes = encoded_bytes(shape, "float32", codec)
-        spec = TensorSpec(name="x", shape=shape, dtype="float32", codec=codec, nbytes=nbytes)
-        data = (nonsense * 5)[:nbytes]
+    @given(
+        data=hostile, shape=st.sampled_from([(512,), (128,), (2, 64), (1,)]), dtype=st.sampled_from(FLOATS)
+    )
+    def test_any_bytes_decode_to_finite_values_or_are_refused(self, codec, data, shape, dtype):
+        nbytes = encoded_bytes(shape, dtype, codec)
+        spec = TensorSpec(name="x", shape=shape, dtype=dtype, codec=codec, nbytes=nbytes)
         try:
-            assert torch.isfinite(decode(spec, data)).all()
+            assert torch.isfinite(decode(spec, (data * (nbytes // len(data) + 1))[:nbytes])).all()
+        except CodecError as error:
+            assert str(error) in REFUSALS  # noqa: PT017 - refusal is one of two right answers
+
+    @given(
+        values=st.lists(st.one_of(st.floats(width=16), st.sampled_from(EDGES)), max_size=200),
+        dtype=st.sampled_from(FLOATS),
+    )
+    def test_what_is_encoded_at_all_comes_back_finite(self, codec, values, dtype):
+        x = torch.tensor(values, dtype=torch.float32).to(DTYPES[dtype])
+        try:
+            spec, buffer = encode("x", x, codec)
         except CodecError as error:
             assert "finite" in str(error)  # noqa: PT017 - refusal is one of two right answers
+            return
+        assert torch.isfinite(decode(spec, bytes(buffer))).all()
 
     @given(shape=st.lists(st.integers(0, 1 << 40), min_size=1, max_size=6).map(tuple))
     def test_huge_shapes_are_refused_before_allocation(self, codec, shape):
@@ -161,6 +187,37 @@ def test_largest_floats_do_not_overflow_in_int8():
 def test_largest_floats_round_to_infinity_in_bf16_and_are_refused():
     with pytest.raises(CodecError, match="finite"):
         encode("x", torch.tensor([largest]), "bf16")
+
+
+def int8_spec(dtype="float32"):
+    return TensorSpec(name="x", shape=(2,), dtype=dtype, codec="int8", nbytes=6)
+
+
+def test_an_int8_level_that_no_encoder_writes_is_refused():
+    """-128 times the largest scale that passes is minus infinity."""
+    with pytest.raises(CodecError, match="-128"):
+        decode(int8_spec(), LARGEST_SCALE + b"\x80\x00")
+    assert torch.isfinite(decode(int8_spec(), LARGEST_SCALE + b"\x81\x7f")).all()
+
+
+@pytest.mark.parametrize("scale", [-1.0, -0.0, -1e-45])
+def test_a_negative_int8_scale_is_refused(scale):
+    with pytest.raises(CodecError, match="negative"):
+        decode(int8_spec(), struct.pack("<f", scale) + b"\x01\x01")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_int8_values_too_large_for_their_dtype_are_refused(dtype):
+    with pytest.raises(CodecError, match="finite"):
+        decode(int8_spec(dtype), LARGEST_SCALE + b"\x7f\x7f")
+
+
+def test_bf16_values_too_large_for_float16_are_refused_at_both_ends():
+    spec = TensorSpec(name="x", shape=(1,), dtype="float16", codec="bf16", nbytes=2)
+    with pytest.raises(CodecError, match="finite"):
+        decode(spec, b"\x80\x47")  # 65536
+    with pytest.raises(CodecError, match="finite"):
+        encode("x", torch.tensor([65504.0], dtype=torch.float16), "bf16")
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8"])
