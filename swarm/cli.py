@@ -245,12 +245,39 @@ def simulate(
     until: Annotated[float, typer.Option(min=1, help="Virtual seconds after which to stop anyway.")] = 3600,
     out: Annotated[Path, typer.Option(help="Directory for run.jsonl.")] = Path("simulated"),
     plot: Annotated[Path | None, typer.Option(help="Draw loss, live nodes and throughput.")] = None,
+    only: Annotated[
+        Literal["", "membership"], typer.Option(help="membership: who is here, without training.")
+    ] = "",
+    hours: Annotated[float, typer.Option(help="Virtual hours of --only membership.")] = 1,
+    loss: Annotated[float, typer.Option(help="Of messages (--only membership): sent again, late.")] = 0,
+    loss_drops: Annotated[bool, typer.Option("--loss-drops", help="They are gone, as datagrams.")] = False,
+    profile_stalls: Annotated[int, typer.Option(help="Nodes that stand still 2-8 s in every 30 s.")] = 0,
+    no_lifeguard: Annotated[bool, typer.Option("--no-lifeguard", help="Plain SWIM, to compare.")] = False,
+    evidence: Annotated[
+        Literal["silence", "closed"], typer.Option(help="What a crash of --only membership shows.")
+    ] = "silence",
     as_json: Json = False,
 ) -> None:
     """The same nodes in one process, on a simulated network, in virtual time. 1 if a promise broke.
 
     Example: farflung simulate --regions geo-distributed --nodes 20 --plot run.png
     """
+    if only == "membership":
+        from swarm.lab.crowd_run import crowd_options, render_crowd, run_crowd
+
+        crowd = crowd_options(
+            churn,
+            nodes=nodes or 1000,
+            hours=hours,
+            seed=seed,
+            stalls=profile_stalls,
+            loss=loss,
+            drops=loss_drops,
+            lifeguard=not no_lifeguard,
+            evidence=evidence,
+        )
+        figures = run_crowd(crowd)
+        return print_json(figures) if as_json else print(render_crowd(figures))
     from swarm.lab.simulate import SimulateOptions, render, run_simulate
 
     asked = SimulateOptions(

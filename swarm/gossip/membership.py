@@ -152,14 +152,13 @@ class Membership:
         sends, verdicts = self.probing.tick(self._others, now)
         effects += [effect for verdict in verdicts for effect in self._judge(verdict, now)]
         effects += self._spreading.fill(sends)
-        if self.own.due is not None and now >= self.own.due:
+        if now >= self.own.due:
             effects += self._renew(now)
         return [*effects, *self._bury(now), *self._spreading.tick(now)]
 
     def deadline(self) -> float:
         """The next thing to do."""
-        due = min(self.probing.deadline(), self._spreading.deadline(), self.register.due)
-        return due if self.own.due is None else min(due, self.own.due)
+        return min(self.probing.deadline(), self._spreading.deadline(), self.register.due, self.own.due)
 
     # -- records, claims and notices --------------------------------------------------------
 
@@ -242,8 +241,11 @@ class Membership:
             if now - row.heard_at < RECENT_S:
                 # Whoever has not heard of this incarnation could do nothing with the claim.
                 self._spreading.put(("record", node), row.signed, "records")
-            self._spreading.put(("claim", node, claim.by), signed, "claims")
-            self._spreading.hurry(now)
+            if was_suspect and not claim.closed:
+                self._spreading.confirm(("claim", node, claim.by), signed, now)
+            else:
+                self._spreading.put(("claim", node, claim.by), signed, "claims")
+                self._spreading.hurry(now)
         assert row.suspicion is not None
         if len(row.suspicion.closed_by) > EVIDENCE_MAX:
             self._spreading.queue.drop(("claim", node, self.me))  # nobody needs ours any more
@@ -293,7 +295,7 @@ class Membership:
             signed = self.own.claim(node, row.member.record.incarnation, dead=True)
             self.register.bury(row, signed, now)
             if self._spreading.chosen(MOURNERS):
-                self._spreading.put(("claim", node, self.me), signed, "claims")
+                self._spreading.confirm(("claim", node, self.me), signed, now)
             effects += self._gone(row, now)
         if now >= self._reap_at:
             self._reap_at = now + self.config.push_pull_s

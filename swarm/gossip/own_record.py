@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from swarm.gossip.config import GossipConfig
@@ -26,7 +27,7 @@ class OwnRecord:
         self.node = NodeId(record.node)
         self.record = record
         self.signed = sign(MEMBER, pack(record))
-        self.due: float | None = None
+        self.due = math.inf
         """When changed facts are told, if some wait."""
         self._sign, self._config = sign, config
         self._facts = record.facts
@@ -47,8 +48,8 @@ class OwnRecord:
         self._facts = facts
         told = self.record.facts
         if facts == told:
-            self.due = None
-        elif self.due is None:
+            self.due = math.inf
+        elif self.due == math.inf:
             self.due = max(now, self._told_at + self._config.facts_s * max(1.0, members / TALKATIVE))
         return any(getattr(facts, name) != getattr(told, name) for name in URGENT)
 
@@ -59,4 +60,4 @@ class OwnRecord:
             changes["incarnation"] = max(beyond, self.record.incarnation) + 1
         self.record = self.record.model_copy(update=changes)
         self.signed = self._sign(MEMBER, pack(self.record))
-        self.due, self._told_at = None, now
+        self.due, self._told_at = math.inf, now

@@ -65,6 +65,12 @@ class Spreading:
         """Spread this in the usual time."""
         self.queue.put(key, value, sort)
 
+    def confirm(self, key: Hashable, value: Signed, now: float) -> None:
+        """Spread a further accusation: it shortens a suspicion, and in a large swarm it has time."""
+        self.queue.put(key, value, "claims", rides=not self.small)
+        if self.small:
+            self.hurry(now)
+
     def keep(self, notice: Notice, now: float) -> None:
         """Take a newer notice, and tell it on."""
         old = self.notices.get(notice.topic)
@@ -80,7 +86,7 @@ class Spreading:
 
     def deadline(self) -> float:
         """The next gossip, if there is any, or exchange."""
-        return min(self._gossip_at, self._exchange_at) if len(self.queue) else self._exchange_at
+        return self._exchange_at if self.queue.is_idle else min(self._gossip_at, self._exchange_at)
 
     def tick(self, now: float) -> list[Send]:
         """Gossip and exchange when it is time."""
@@ -166,7 +172,7 @@ class Spreading:
 
     def _gossip(self, now: float) -> list[Send]:
         self._gossip_at = now + self._config.gossip_s
-        if not len(self.queue):
+        if self.queue.is_idle:
             return []
         recent = now - self._config.to_the_dead_s
 

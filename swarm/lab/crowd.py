@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 from random import Random
@@ -30,8 +30,8 @@ from transport.wire import Message
 
 LOBBY_MEMBERS = 64
 """Records that a newcomer is handed: as many as the lobby's `Welcome` may hold."""
-START_S = 2.0
-"""Within which the nodes of a crowd start; each knows all others from an earlier run."""
+PAIRS = 10_000
+"""Last arrivals that are remembered, at least, before those in the past are forgotten."""
 
 
 @dataclass(eq=False, slots=True)
@@ -87,6 +87,7 @@ class Crowd:
         self._order = count()
         self._leaves: dict[int, float] = {}
         self._arrives: dict[tuple[int, int], float] = {}
+        self._pairs_max = PAIRS
         self.hosts: list[Host] = []
         self._by_node: dict[NodeId, Host] = {}
 
@@ -236,11 +237,7 @@ class Crowd:
             return arrives
         arrives = max(arrives, self._arrives.get((sender, receiver), 0.0))
         self._arrives[sender, receiver] = arrives
-        if len(self._arrives) > 8 * len(self._people) + 1024:
+        if len(self._arrives) > self._pairs_max:
             self._arrives = {pair: time for pair, time in self._arrives.items() if time > now}
+            self._pairs_max = 2 * len(self._arrives) + PAIRS
         return arrives
-
-
-def without_lifeguard(config: GossipConfig) -> GossipConfig:
-    """The same, as plain SWIM."""
-    return replace(config, lifeguard=False)

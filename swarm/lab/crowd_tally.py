@@ -73,6 +73,15 @@ class Tally:
         self._lives[node] = incarnation
         self.born(index, now)
 
+    def start_again(self, now: float) -> None:
+        """Count from here: how a crowd starts is not how it lives."""
+        for load in self.loads.values():
+            load.since, load.seconds, load.messages, load.nbytes = now, 0.0, 0, 0
+        self.kinds.clear()
+        self.false_suspicions = self.false_deaths = 0
+        self.accused.clear()
+        self.wronged.clear()
+
     def sent(self, index: int, kind: str, nbytes: int) -> None:
         """A message left a node."""
         load = self.loads.get(index)
