@@ -17,7 +17,8 @@ from pathlib import Path
 from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, newest_whole
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.genesis import TOPIC, found_job
-from swarm.daemon.gossip_half import GossipHalf, GossipSetup
+from swarm.daemon.gossip_half import GossipHalf
+from swarm.daemon.gossip_setup import GossipSetup
 from swarm.daemon.jobdir import JobDir, open_job
 from swarm.daemon.links import open_link
 from swarm.daemon.lobby import Admitted

@@ -6,9 +6,7 @@ Runs alike in the gossip process of a real node, in a coordinator and in the sim
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from swarm.daemon.bridge import (
     Bridge,
@@ -23,18 +21,17 @@ from swarm.daemon.bridge import (
 )
 from swarm.daemon.genesis import DOMAIN as GENESIS_DOMAIN
 from swarm.daemon.genesis import TOPIC as GENESIS
+from swarm.daemon.gossip_setup import GossipSetup, StatusSnapshot
 from swarm.daemon.options import UserError
-from swarm.daemon.trust import REVOKED, Trust
-from swarm.events import Emit, Event, EventKind, Noted
-from swarm.gossip.config import GossipConfig
+from swarm.daemon.trust import REVOKED
+from swarm.events import Event, EventKind, Noted
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated
 from swarm.gossip.membership import Membership
 from swarm.gossip.messages import Notice, Spread
 from swarm.gossip.records import Untrusted
-from swarm.gossip.view import MemberRecord, Role, View
-from swarm.job import Job
+from swarm.gossip.view import View
 from transport.driver import Driver
-from transport.identity import Identity, verify
+from transport.identity import verify
 from transport.link import Link
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Body, Message, Signed, WireError
@@ -44,78 +41,6 @@ DONE_S = 10.0
 LOOK_S = 1.0
 LAST_WORD_S = 2.0
 """How long the link to a revoked node stays open for telling it so; what it says is ignored."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GossipSetup:
-    """What a gossip half is built from, besides its seams."""
-
-    record: MemberRecord
-    sign: Callable[[str, bytes], Signed]
-    verifier: Trust
-    job: Job
-    config: GossipConfig
-    rng: random.Random
-    wall: Callable[[], float]
-    emit: Emit
-
-    @classmethod
-    def for_member(
-        cls,
-        identity: Identity,
-        certificate: bytes,
-        *,
-        role: Role,
-        job: Job,
-        root_key: bytes,
-        gossip: str,
-        work: str,
-        incarnation: int,
-        config: GossipConfig,
-        rng: random.Random,
-        wall: Callable[[], float],
-        emit: Emit,
-    ) -> GossipSetup:
-        """The setup of an admitted member that listens at these addresses."""
-        record = MemberRecord(
-            job=job.digest,
-            node=identity.node,
-            incarnation=incarnation,
-            seq=0,
-            role=role,
-            gossip=gossip,
-            work=work,
-            curve_key=identity.curve_public,
-            certificate=certificate,
-        )
-        return cls(
-            record=record,
-            sign=identity.sign,
-            verifier=Trust(job.digest, root_key, wall),
-            job=job,
-            config=config,
-            rng=rng,
-            wall=wall,
-            emit=emit,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusSnapshot:
-    """What GET /status tells, as of now.
-
-    gossip_sent_bytes, gossip_received_bytes: by the gossip link; the work link's are in
-    `progress`. dropped: gossip that was not believed or not even a message, by reason.
-    """
-
-    node: str
-    role: str
-    job: Job
-    view: View
-    progress: Progress
-    gossip_sent_bytes: int
-    gossip_received_bytes: int
-    dropped: Mapping[str, int]
 
 
 class GossipHalf:
@@ -268,13 +193,25 @@ class GossipHalf:
 
     def _look_whether_done(self, now: float) -> None:
         """Leave when nobody has anything left to train."""
-        workers = self.view.live()
-        if not workers or any(m.facts.state != "finished" for m in workers):
+        why = self._why_done()
+        if not why:
             self._done_since = None
         elif self._done_since is None:
             self._done_since = now
         elif now - self._done_since > DONE_S and not self._leaving:
-            self.leave("the job is finished")
+            self.leave(why)
+
+    def _why_done(self) -> str:
+        """Why there is nothing left to train, empty if there is."""
+        workers = self.view.live()
+        if workers and all(m.facts.state == "finished" for m in workers):
+            return "the job is finished"
+        members = self.view.members.values()
+        others = [m for m in members if m.record.role == "worker" and m.node != self.setup.record.node]
+        alone = all(m.status in ("dead", "left") for m in others)
+        if alone and self._progress.waiting_for and any(m.facts.state == "finished" for m in others):
+            return "the others have finished the job and left, and this node alone cannot go on"
+        return ""
 
     def _perform(self, effect: Effect) -> None:
         match effect:

@@ -75,7 +75,7 @@ def _listen(context: zmq.asyncio.Context, secret: str, host: str, port: int) -> 
     except zmq.ZMQError as error:
         raise UserError(
             f"the lobby cannot listen on {host}:{port}, as invitations say "
-            f"({zmq.strerror(error.errno)}): is this job already running?"
+            f"({zmq.strerror(error.errno or 0)}): is this job already running?"
         ) from None
     return socket
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from swarm.daemon.bridge import Begin, Failed, Listening
 from swarm.daemon.bridges import SocketBridge
-from swarm.daemon.gossip_half import GossipHalf, GossipSetup
+from swarm.daemon.gossip_half import GossipHalf
+from swarm.daemon.gossip_setup import GossipSetup
 from swarm.daemon.joining import JoinRefused, MembershipRevoked, Welcomed, join, load_welcomed
 from swarm.daemon.links import open_link
 from swarm.daemon.lock import lock_directory

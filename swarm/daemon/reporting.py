@@ -49,6 +49,13 @@ def facts_of(trainer: Trainer, me: NodeId, job: Job, facts: Facts) -> Facts:
     return facts.model_copy(update=changes)
 
 
+def stuck(trainer: Trainer | None) -> str:
+    """Why a member of a cell does not train, empty if it does. One sentence."""
+    if trainer is None or trainer.leader.phase != "querying":
+        return ""
+    return f"no majority of cell {trainer.cell} answers, and without them it lacks stages: it asks again"
+
+
 def known_loss(record: CellRecord) -> bool:
     """Whether this record says what the loss is: a founding from checkpoints does not."""
     return record.loss > 0
@@ -82,7 +89,7 @@ def progress_of(
         recoveries=recoveries,
         leader=record.leader if record else "",
         stages=tuple(sorted(trainer.computing.stages)) if trainer else (),
-        waiting_for=waiting_for,
+        waiting_for=waiting_for or stuck(trainer),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
-from swarm.daemon.gossip_half import StatusSnapshot
+from swarm.daemon.gossip_setup import StatusSnapshot
 from swarm.daemon.options import UserError
 from swarm.gossip.view import Facts
 
@@ -21,9 +21,10 @@ Snapshot = Callable[[], StatusSnapshot]
 def status_of(snapshot: StatusSnapshot) -> dict[str, Any]:
     """What /status says, as JSON values."""
     progress = snapshot.progress
-    live = [member.facts for member in snapshot.view.live()]
-    # Who trains in no cell itself, as the coordinator, tells of the cell that came furthest.
-    newest = max(live, key=lambda facts: facts.iteration, default=Facts())
+    # Who trains in no cell itself, as the coordinator, tells of the cell that came furthest; of
+    # those who have gone only when nobody is left.
+    told = [member.facts for member in snapshot.view.live() or snapshot.view.members.values()]
+    newest = max(told, key=lambda facts: facts.iteration, default=Facts())
     return {
         "version": version("farflung"),
         "node": snapshot.node,

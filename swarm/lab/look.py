@@ -98,7 +98,7 @@ def _print_members(members: list[dict[str, Any]], console: Console) -> None:
     console.print(table, highlight=False)
     for row, member in zip(rows, members, strict=True):
         if row["status"] != "alive" and _text(member.get("reason")):
-            reason = f"{row['node']} is {row['status']}: {_text(member['reason'])}"
+            reason = f"{row['node']} {row['status']}: {_text(member['reason'])}"
             console.print(reason, highlight=False, soft_wrap=True)
 
 
@@ -116,7 +116,7 @@ def _row(member: dict[str, Any], ids: dict[str, str]) -> dict[str, str]:
         "node": ids[str(member.get("node", ""))],
         "cell": _text(member.get("cell")),
         "stages": _text(member.get("stages")),
-        "state": "coordinator" if coordinates else _text(member.get("state")),
+        "state": "serving" if coordinates else _text(member.get("state")),
         "iteration": "" if coordinates else _text(member.get("iteration")),
         "round": "" if coordinates else _text(member.get("round")),
         "loss": _text(member.get("loss")),

@@ -19,7 +19,8 @@ from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, inline
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.compute import CostCompute
 from swarm.daemon.coordinator import found_once
-from swarm.daemon.gossip_half import GossipHalf, GossipSetup
+from swarm.daemon.gossip_half import GossipHalf
+from swarm.daemon.gossip_setup import GossipSetup
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation
 from swarm.daemon.training_half import TrainingHalf

@@ -12,7 +12,8 @@ from typing import Any
 from swarm.daemon.admission import Authority
 from swarm.daemon.bridge import MemberChanged, NoticeLearned
 from swarm.daemon.bridges import MemoryBridge
-from swarm.daemon.gossip_half import GossipHalf, GossipSetup
+from swarm.daemon.gossip_half import GossipHalf
+from swarm.daemon.gossip_setup import GossipSetup
 from swarm.daemon.node import GOSSIP_SCHEMA
 from swarm.events import Event
 from swarm.gossip.config import volunteer_wan

@@ -235,6 +235,36 @@ def test_a_finished_swarm_goes_home(simulate: Callable[[Scene], None]) -> None:
     simulate(scene)
 
 
+def test_who_returns_after_the_others_finished_and_cannot_go_on_alone_goes_home(
+    simulate: Callable[[Scene], None],
+) -> None:
+    """It asked for a majority for ever."""
+
+    async def scene(table: Table) -> None:
+        _, returned, other = await table.meet(2)
+        returned.bridge.send(Progress(waiting_for="a majority"))
+        other.bridge.send(FactsChanged(facts=Facts(state="finished")))
+        await asyncio.sleep(30.0)
+        assert not await returned.heard(Stop)
+        other.bridge.send(Left(reason="the job is finished"))
+        assert "the others have finished" in (await returned.hears(Stop)).reason
+
+    simulate(scene)
+
+
+def test_who_can_go_on_alone_does(simulate: Callable[[Scene], None]) -> None:
+    async def scene(table: Table) -> None:
+        _, returned, other = await table.meet(2)
+        returned.bridge.send(FactsChanged(facts=Facts(state="training")))
+        other.bridge.send(FactsChanged(facts=Facts(state="finished")))
+        await asyncio.sleep(1.0)
+        other.bridge.send(Left(reason="the job is finished"))
+        await asyncio.sleep(60.0)
+        assert not await returned.heard(Stop)
+
+    simulate(scene)
+
+
 def test_progress_shows_in_the_snapshot_and_the_events(simulate: Callable[[Scene], None]) -> None:
     async def scene(table: Table) -> None:
         seat, _ = await table.meet(1)

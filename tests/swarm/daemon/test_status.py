@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from swarm.daemon.bridge import Progress
-from swarm.daemon.gossip_half import StatusSnapshot
+from swarm.daemon.gossip_setup import StatusSnapshot
 from swarm.daemon.options import UserError
 from swarm.daemon.status import metrics_of, serve_status, status_of
 from swarm.gossip.view import Facts, Member, MemberRecord, Status, View

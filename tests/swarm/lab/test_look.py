@@ -108,5 +108,5 @@ def test_a_pipe_gets_every_line_whole(capsys: pytest.CaptureFixture[str]) -> Non
     stages = list(range(100))
     render_status({"members": [member("cd" * 32, status="dead", reason=REASON, stages=stages)]})
     text = capsys.readouterr().out
-    assert f"cdcdcdcd is dead: {REASON}\n" in text
+    assert f"cdcdcdcd dead: {REASON}\n" in text
     assert " ".join(map(str, stages)) in text

@@ -1,0 +1,88 @@
+"""What a gossip half is built from, and what it shows of itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from swarm.daemon.bridge import Progress
+from swarm.daemon.trust import Trust
+from swarm.events import Emit
+from swarm.gossip.config import GossipConfig
+from swarm.gossip.view import MemberRecord, Role, View
+from swarm.job import Job
+from transport.identity import Identity
+from transport.wire import Signed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipSetup:
+    """What a gossip half is built from, besides its seams."""
+
+    record: MemberRecord
+    sign: Callable[[str, bytes], Signed]
+    verifier: Trust
+    job: Job
+    config: GossipConfig
+    rng: random.Random
+    wall: Callable[[], float]
+    emit: Emit
+
+    @classmethod
+    def for_member(
+        cls,
+        identity: Identity,
+        certificate: bytes,
+        *,
+        role: Role,
+        job: Job,
+        root_key: bytes,
+        gossip: str,
+        work: str,
+        incarnation: int,
+        config: GossipConfig,
+        rng: random.Random,
+        wall: Callable[[], float],
+        emit: Emit,
+    ) -> GossipSetup:
+        """The setup of an admitted member that listens at these addresses."""
+        record = MemberRecord(
+            job=job.digest,
+            node=identity.node,
+            incarnation=incarnation,
+            seq=0,
+            role=role,
+            gossip=gossip,
+            work=work,
+            curve_key=identity.curve_public,
+            certificate=certificate,
+        )
+        return cls(
+            record=record,
+            sign=identity.sign,
+            verifier=Trust(job.digest, root_key, wall),
+            job=job,
+            config=config,
+            rng=rng,
+            wall=wall,
+            emit=emit,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusSnapshot:
+    """What GET /status tells, as of now.
+
+    gossip_sent_bytes, gossip_received_bytes: by the gossip link; the work link's are in
+    `progress`. dropped: gossip that was not believed or not even a message, by reason.
+    """
+
+    node: str
+    role: str
+    job: Job
+    view: View
+    progress: Progress
+    gossip_sent_bytes: int
+    gossip_received_bytes: int
+    dropped: Mapping[str, int]
