@@ -102,7 +102,7 @@ class Assembly:
         self._room[-1] = room[segment.nbytes :]
         if not self._room[-1].nbytes:
             self._room.pop()
-        return None if self._room else Message(self.body, self._views)
+        return None if self._room else Message(self.body, tuple(view.toreadonly() for view in self._views))
 
 
 class Inlet:
@@ -202,7 +202,7 @@ class Inlet:
         if body.lane != lane:
             raise WireError(f"{body.kind} on the {lane} lane")
         check_buffers(body, frames[1:])
-        message = Message(body, tuple(frames[1:]))
+        message = Message(body, tuple(frame.toreadonly() for frame in frames[1:]))
         if lane == "bulk" and not self._hold(message.nbytes):
             return None
         if lane == "bulk":

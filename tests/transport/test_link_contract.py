@@ -147,10 +147,14 @@ def test_tensors_arrive_as_they_were_read_only(world: World) -> None:
             _introduce(ann=ann, bob=bob)
             assert ann.send(BOB, _cargo(1, payload))
             assert ann.send(BOB, _cargo(2, b""))
-            big, empty = await _received(bob, 2)
+            assert ann.send(BOB, _cargo(3, bytearray(b"whole")))
+            big, empty, whole = await _received(bob, 3)
             assert bytes(big.message.buffers[0]) == payload
             assert bytes(empty.message.buffers[0]) == b""
             assert memoryview(big.message.buffers[0]).nbytes == big.message.nbytes
+            for event in (big, whole):
+                with pytest.raises(TypeError):
+                    memoryview(event.message.buffers[0])[0] = 0
 
     world.run(scenario())
 
