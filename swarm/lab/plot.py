@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BINS = 60
 """Of throughput, over the whole run."""
+SMOOTH = 8
+"""Iterations that the bold line of a loss is the mean of."""
 SUFFIXES = (".png", ".svg", ".pdf")
 INK, FAULT = "#333333", "#c0392b"
 GONE = ("crash", "restart")
@@ -33,24 +35,26 @@ class Story:
     """What is drawn. Times in virtual seconds.
 
     losses: by cell, (time, loss of an iteration). live: (time, worker nodes that run from then on).
-    tokens: (time, tokens of a committed iteration), of all cells. faults: (time, what) as they began.
+    tokens: (begin, end, tokens) of every committed iteration of all cells. faults: (time, what) as
+        they began.
     """
 
     losses: dict[str, list[tuple[float, float]]]
     live: list[tuple[float, int]]
-    tokens: list[tuple[float, int]]
+    tokens: list[tuple[float, float, int]]
     faults: list[tuple[float, str]]
 
 
 def story(events: Sequence[Event]) -> Story:
     """What the events of a run say of it."""
     losses: dict[str, list[tuple[float, float]]] = {}
-    tokens: list[tuple[float, int]] = []
+    tokens: list[tuple[float, float, int]] = []
     faults: list[tuple[float, str]] = []
     for event in events:
         if event.kind == "committed":
             losses.setdefault(event.fields["cell"], []).append((event.time, event.fields["loss"]))
-            tokens.append((event.time, event.fields["tokens"]))
+            begun = max(0.0, event.time - event.fields["seconds"])
+            tokens.append((begun, event.time, event.fields["tokens"]))
         elif event.kind == "fault" and not event.fields["what"].endswith(" ended"):
             faults.append((event.time, event.fields["what"]))
     return Story(losses=losses, live=list(_live(events)), tokens=tokens, faults=faults)
@@ -70,13 +74,23 @@ def _live(events: Sequence[Event]) -> Iterator[tuple[float, int]]:
             yield event.time, len(running)
 
 
-def per_second(tokens: Sequence[tuple[float, int]], seconds: float, bins: int) -> list[float]:
-    """Tokens per second in each of so many equal parts of the run."""
+def per_second(tokens: Sequence[tuple[float, float, int]], seconds: float, bins: int) -> list[float]:
+    """Tokens per second in each of so many equal parts of the run, spread evenly over an iteration."""
     width = seconds / bins
     sums = [0.0] * bins
-    for time, count in tokens:
-        sums[min(bins - 1, int(time / width))] += count / width
+    for begin, end, count in tokens:
+        lasted = max(end - begin, width / 1000)
+        first, last = (min(bins - 1, int(time / width)) for time in (begin, end))
+        for part in range(first, last + 1):
+            overlap = min(begin + lasted, (part + 1) * width) - max(begin, part * width)
+            sums[part] += max(0.0, overlap) * count / lasted / width
     return sums
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """The mean of each value and those before it, `SMOOTH` at most."""
+    before = [losses[max(0, end - SMOOTH) : end] for end in range(1, len(losses) + 1)]
+    return [sum(some) / len(some) for some in before]
 
 
 def check_plot(path: Path) -> None:
@@ -110,6 +124,7 @@ def plot_run(events: Sequence[Event], seconds: float, path: Path) -> None:
         for time, _ in told.faults:
             axes.axvline(time, color=FAULT, alpha=0.35, linewidth=0.8)
     loss.set_xlim(0, seconds)
+    figure.align_ylabels()
     speed.set_xlabel("virtual time (s)")
     figure.suptitle(_title(told, seconds), x=0.01, ha="left", fontsize=11, color=INK)
     figure.savefig(path, dpi=150)
@@ -128,8 +143,9 @@ def _draw_losses(axes: Axes, told: Story) -> None:
     for number, (cell, points) in enumerate(told.losses.items()):
         times, losses = zip(*points, strict=True)
         name = f"cell {cell}" if number < CELLS_NAMED_MAX else None
-        axes.plot(times, losses, linewidth=1.1, label=name)
-    axes.set_ylabel("training loss (nats per token)")
+        (line,) = axes.plot(times, smoothed(losses), linewidth=1.6, label=name)
+        axes.plot(times, losses, linewidth=0.7, alpha=0.35, color=line.get_color())
+    axes.set_ylabel(f"training loss (nats per token)\nbold: mean of {SMOOTH} iterations")
     if told.losses:
         axes.legend(frameon=False, fontsize=9, loc="upper right")
 

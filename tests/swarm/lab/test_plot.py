@@ -4,17 +4,20 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarm.daemon.options import UserError
 from swarm.events import Event
 from swarm.lab import plot
-from swarm.lab.plot import check_plot, per_second, plot_run, story
+from swarm.lab.plot import check_plot, per_second, plot_run, smoothed, story
 
 ANN, BOB, EVE = "a" * 64, "b" * 64, "e" * 64
 
 
 def _commit(time: float, cell: str, loss: float, tokens: int = 100) -> Event:
-    return Event("committed", time, ANN, {"cell": cell, "iteration": 1, "loss": loss, "tokens": tokens})
+    fields = {"cell": cell, "iteration": 1, "loss": loss, "tokens": tokens, "seconds": 2.0}
+    return Event("committed", time, ANN, fields)
 
 
 EVENTS = (
@@ -44,8 +47,25 @@ def test_losses_are_by_cell_and_the_end_of_a_fault_is_no_fault() -> None:
 
 
 def test_throughput_is_all_cells_tokens_over_the_time_they_took() -> None:
-    assert per_second(story(EVENTS).tokens, 10.0, 5) == [0.0, 50.0, 150.0, 0.0, 50.0]
-    assert per_second([(10.0, 7)], 10.0, 2) == [0.0, 7 / 5]
+    assert per_second(story(EVENTS).tokens, 10.0, 5) == pytest.approx([50.0, 75.0, 75.0, 50.0, 0.0])
+    assert per_second([(9.0, 10.0, 7)], 10.0, 2) == pytest.approx([0.0, 7 / 5])
+
+
+@given(
+    spans=st.lists(st.tuples(st.floats(0, 90), st.floats(0.01, 9.0), st.integers(0, 1000)), max_size=9),
+    bins=st.integers(1, 70),
+)
+def test_no_token_is_drawn_twice_or_left_out(spans: list[tuple[float, float, int]], bins: int) -> None:
+    tokens = [(begin, begin + lasts, count) for begin, lasts, count in spans]
+    drawn = sum(per_second(tokens, 100.0, bins)) * 100.0 / bins
+    assert drawn == pytest.approx(sum(count for _, _, count in spans), abs=1e-6)
+
+
+def test_a_smoothed_loss_is_the_mean_of_the_last_ones_and_the_first_is_itself() -> None:
+    losses = [float(value) for value in range(1, 11)]
+    assert smoothed(losses)[0] == 1.0
+    assert smoothed(losses)[1] == 1.5
+    assert smoothed(losses)[-1] == sum(losses[-plot.SMOOTH :]) / plot.SMOOTH
 
 
 def test_a_picture_is_drawn_of_a_run_and_of_one_in_which_nothing_happened(tmp_path: Path) -> None:
