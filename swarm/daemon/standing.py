@@ -47,6 +47,7 @@ class Standing:
         self._founding: Signed | None = None
         self.likeness = Likeness(half.setup.me)
         self._unplaced_at: int | None = None
+        self._later: dict[int, tuple[NodeId, Restore]] = {}
         self._retry_at = self._ask_at = 0.0
         self._asked = 0
         self._why = "the job has not begun: the coordinator waits for more nodes"
@@ -80,6 +81,9 @@ class Standing:
     def look(self, now: float) -> None:
         """Take part in the genesis if it is for us; else see whether a cell is to be founded."""
         half = self._half
+        later, self._later = self._later, {}
+        for leader, order in later.values():
+            self.ordered(leader, order, now)
         if half.trainer is None:
             self._unplaced_at = None
         else:
@@ -221,6 +225,9 @@ class Standing:
             wrong = f"this node is in cell {half.trainer.cell}"
         if wrong:
             half.perform(Send(leader, Message(ready(order, ok=False, reason=wrong))))
+            return
+        if half.trainer is not None and not half.trainer.applied:
+            self._later[order.stage] = (leader, order)  # what it may need of ours is half a step old
             return
         if half.trainer is None:
             half.say(half.facts.model_copy(update={"state": "restoring"}))

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.messages import Averaged, Close, Gradient, StageSum, Summed
+from swarm.pipeline.follower import Ignored
 from swarm.pipeline.timing import Durations
 from swarm.pipeline.work import ShipFlat
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message
 
 EARLY_MAX = 64
-"""Gradients kept that came before this node's own Close."""
+"""Gradients kept that came before this node's own Close, one of each sender and stage."""
+EARLY_SLOTS = 2
+"""How far ahead of the last Close they may be: a holder waits for its own Commit, not for others'."""
 
 Part = tuple[Any, int]
 """(flat gradient: a tensor or the message that carries it, its target tokens)."""
@@ -26,12 +29,11 @@ Part = tuple[Any, int]
 
 @dataclass(frozen=True, slots=True)
 class Early:
-    """Which sum a gradient is for. closing: (slot, term, round attempt), what a Close is known by."""
+    """A gradient and which sum it is for. closing: (slot, term, round attempt), as of its Close."""
 
     cell: str
     closing: tuple[int, int, int]
-    stage: int
-    peer: NodeId
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,14 @@ class Averaging:
         self._close: Close | None = None
         self._leader = me
         self._rows: dict[int, Row] = {}
-        self._early: dict[Early, Part] = {}
+        self._early: dict[tuple[int, NodeId], Early] = {}
         self._durations = Durations(initial_s=20.0, floor_s=2.0)
         self._begun = 0.0
 
     def close(self, close: Close, leader: NodeId, own: Mapping[int, Part], now: float) -> Sequence[Effect]:
         """The leader closed a slot. `own` has this node's gradients by stage (none for a round)."""
         self._close, self._leader, self._begun = close, leader, now
-        self._early = {key: part for key, part in self._early.items() if self._is_due(key, close)}
+        self._early = {key: early for key, early in self._early.items() if self._is_due(early, close)}
         self._rows = {
             stage: Row(tuple(NodeId(n) for n in row), until=now + self._durations.limit_s())
             for stage, row in enumerate(close.roster)
@@ -100,29 +102,39 @@ class Averaging:
             return [ShipFlat(row.holders[0], gradient, (own[0],))]
         row.parts[self.me] = own
         for holder in row.holders:
-            early = self._early.pop(Early(close.cell, _closing(close), stage, holder), None)
-            if early is not None:
-                row.parts[holder] = early
+            early = self._early.get((stage, holder))
+            if early is not None and early.closing == _closing(close):
+                row.parts[holder] = self._early.pop((stage, holder)).part
         return self._reduce_if_complete(stage, row)
 
     def handle(self, peer: NodeId, body: Gradient, payload: Any) -> Sequence[Effect]:
         """Another holder's gradient, perhaps before our own Close."""
         close, row = self._close, self._rows.get(body.stage)
         if close is None or (body.cell, _closing(body)) != (close.cell, _closing(close)):
-            key = Early(body.cell, _closing(body), body.stage, peer)
-            due = close is None or self._is_due(key, close)
-            if due and (key in self._early or len(self._early) < EARLY_MAX):
-                self._early[key] = (payload, body.target_tokens)
-            return []
+            early = Early(body.cell, _closing(body), (payload, body.target_tokens))
+            return self._keep_early(peer, body, early)
         if row is None or row.reducing or row.holders[0] != self.me or peer not in row.holders:
             return []
         row.parts[peer] = (payload, body.target_tokens)
         return self._reduce_if_complete(body.stage, row)
 
+    def _keep_early(self, peer: NodeId, body: Gradient, early: Early) -> Sequence[Effect]:
+        """Keep the newest of each sender and stage until our own Close."""
+        if self._close is not None and not self._is_due(early, self._close):
+            return [Ignored(peer, body.kind, "of no slot to come")]
+        key = (body.stage, peer)
+        older = self._early.get(key)
+        if older is None and len(self._early) >= EARLY_MAX:
+            return [Ignored(peer, body.kind, "too many wait for a Close")]
+        if older is None or older.closing <= early.closing:
+            self._early[key] = early
+        return []
+
     @staticmethod
-    def _is_due(key: Early, close: Close) -> bool:
-        """Whether a gradient is for this close or a later one; nothing else is worth its place."""
-        return key.cell == close.cell and key.closing >= _closing(close)
+    def _is_due(early: Early, close: Close) -> bool:
+        """Whether a gradient is for this close or one soon after it; nothing else is worth its place."""
+        ahead = early.closing[0] - close.slot
+        return early.cell == close.cell and early.closing >= _closing(close) and ahead <= EARLY_SLOTS
 
     def observe(self, avoid: frozenset[NodeId]) -> Sequence[Effect]:
         """Do not wait for holders that are gone."""

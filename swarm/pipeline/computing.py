@@ -20,6 +20,7 @@ from swarm.meetings import EndsCopy, OuterAnchor
 from swarm.messages import CellRecord, Roster, StageSum
 from swarm.pipeline.averaging import Hold, Part, Reduce
 from swarm.pipeline.data import Corpus, window
+from swarm.pipeline.drops import Drops
 from swarm.pipeline.model import ModelConfig, parameter_names, parameter_shapes, stage_flops
 from swarm.pipeline.outer_round import Average, Settle
 from swarm.pipeline.stage import Stage, tensor_digest
@@ -64,7 +65,8 @@ class Computing:
         self.stage_sizes = tuple(stage_size(config, count, stage) for stage in range(count))
         self.ends_copy: Message | None = None
         self._copied = False
-        self.dropped: dict[str, int] = {}
+        self._drops = Drops()
+        self.dropped, self.blame = self._drops.counts, self._drops.blame
         self.gradient_squares: dict[int, float] = {}
         self._targets: dict[Key, Tensor] = {}
         self._batch_tokens = job.pipeline.microbatch * job.data.sequence
@@ -101,7 +103,7 @@ class Computing:
         try:
             return self._output(work, stage, cell, iteration)
         except (KeyError, ValueError, CodecError) as error:
-            self._drop(f"{work.kind}: {type(error).__name__}")
+            self._drops.add(f"{work.kind}: {type(error).__name__}")
             return None
 
     def _output(self, work: Work, stage: Stage, cell: str, iteration: int) -> Any:
@@ -179,24 +181,21 @@ class Computing:
         self.tasks.put(Task(COMMIT, run, finished))
 
     def _part(self, part: tuple[NodeId, Any, int]) -> Tensor | None:
-        """A holder's gradient, or None: unreadable or not finite, counted by its sender."""
+        """A holder's gradient, or None: unreadable or not finite, counted and attributed."""
         node, payload, _ = part
         tensors = self._readable((payload,), node)
         if tensors is not None and not isfinite(float(torch.linalg.vector_norm(tensors[0]))):
-            self._drop(f"gradient that is not finite from {node[:8]}")
+            self._drops.add("gradient that is not finite", node)
             return None
         return tensors[0] if tensors else None
 
-    def _readable(self, payloads: Sequence[Any], sender: str) -> tuple[Tensor, ...] | None:
+    def _readable(self, payloads: Sequence[Any], sender: str = "") -> tuple[Tensor, ...] | None:
         """Tensors of payloads, or None if they are none; a peer's bytes must not end this node."""
         try:
             return payload_tensors(payloads)
         except (CodecError, ValueError) as error:
-            self._drop(f"unreadable tensors from {sender[:8]}: {type(error).__name__}")
+            self._drops.add(f"unreadable tensors: {type(error).__name__}", sender)
             return None
-
-    def _drop(self, what: str) -> None:
-        self.dropped[what] = self.dropped.get(what, 0) + 1
 
     def apply(
         self,
@@ -225,7 +224,7 @@ class Computing:
 
     def _decided_tensors(self, hold: Hold) -> tuple[Tensor, ...] | None:
         """The tensors of a result, or None if they are not what the record decided on."""
-        tensors = self._readable(hold.tensors, "the reducer")
+        tensors = self._readable(hold.tensors)
         came = any(isinstance(payload, Message) for payload in hold.tensors)
         if tensors is None or (came and tensor_digest(tensors[0]) != hold.total.digest):
             return None
@@ -264,7 +263,7 @@ class Computing:
 
         def run() -> tuple[Average, Tensor | None]:
             named = zip(effect.members, effect.parts, strict=True)
-            read = [(cell, tensors) for cell, part in named if (tensors := self._readable((part,), cell))]
+            read = [(cell, tensors) for cell, part in named if (tensors := self._readable((part,)))]
             good = [(cell, tensors[0]) for cell, tensors in read if bool(torch.isfinite(tensors[0]).all())]
             kept = Average(effect.stage, tuple(c for c, _ in good), tuple(tensor for _, tensor in good))
             return kept, mean(tuple(tensor for _, tensor in good)) if good else None
@@ -282,7 +281,7 @@ class Computing:
             payload = effect.adopted if effect.adopted is not None else effect.mean
             if payload is None or stage is None:
                 return (), 0, effect.reason
-            tensors = self._readable((payload,), "another cell")
+            tensors = self._readable((payload,))
             if tensors is None or not all(bool(torch.isfinite(t).all()) for t in tensors):
                 return (), 0, "not averaged: another cell sent what cannot be read"
             if effect.adopted is not None:
@@ -336,8 +335,8 @@ class Computing:
         body = cast(EndsCopy, message.body)
         kept = cast(EndsCopy, self.ends_copy.body).iteration if self.ends_copy is not None else 0
         if peer not in record.roster[0] or body.cell != record.cell:
-            self._drop(f"copy of the ends from {peer[:8]}, who does not hold them here")
+            self._drops.add("copy of the ends of no holder of them here", peer)
         elif not kept <= body.iteration <= record.iteration + ENDS_COPY_EVERY:
-            self._drop(f"copy of the ends of iteration {body.iteration} from {peer[:8]}")
+            self._drops.add("copy of the ends, of no iteration near", peer)
         else:
             self.ends_copy = message

@@ -238,7 +238,7 @@ class Leader(Office):
         """What the reducer of a stage, the first of its row, has averaged."""
         row = self._rows[summed.stage] if summed.stage < len(self._rows) else ()
         tokens = len(self._base[0]) * tokens_max(self.job)
-        wrong = self.ledger.wrong_with_sum(summed, row, tokens)
+        wrong = self.ledger.wrong_with_sum(summed, row, tokens, len(self._rows))
         if peer not in row[:1] or wrong:
             return [Ignored(peer, summed.kind, wrong or "not of the stage's reducer")]
         self.ledger.sums[summed.stage] = summed
@@ -270,11 +270,9 @@ class Leader(Office):
 
     def _record_roster(self) -> Roster:
         """Who averaged; a stage that nobody averaged keeps those that may still hold it."""
-        rows = []
-        for stage, row in enumerate(self._rows):
-            left = tuple(n for n in self._base[stage] if not self.appointments.gone(n, stage))
-            rows.append(row or left)
-        return tuple(rows)
+        gone = self.appointments.gone
+        left = (tuple(n for n in row if not gone(n, s)) for s, row in enumerate(self._base))
+        return tuple(row or rest for row, rest in zip(self._rows, left, strict=True))
 
     def _propose(self, signed: Signed, now: float) -> Sequence[Effect]:
         self._proposal, self._accepts, self.phase = signed, set(), "proposing"
@@ -294,7 +292,7 @@ class Leader(Office):
         if record.act == "step":
             self._slot_time.add(now - self._begun)
         everyone = sorted({*self._members(), *roster_nodes(record.roster)})
-        noted = Noted(*committed(record, seconds=now - self._begun, reasons=self.ledger.reasons()))
+        noted = Noted(*committed(record, seconds=now - self._begun, reasons=self.ledger.reasons(record)))
         recoveries = self.appointments.recoveries(record, now)
         return [*to(everyone, self._commit_of(signed)), *recoveries, noted]
 
@@ -310,6 +308,11 @@ class Leader(Office):
                 return []  # an answer to an earlier candidacy; it may have a voice by now
             self.election.strangers.add(peer)
             return self._alone(now)
+        asked = {
+            s for roster in (self.record.roster, self._base, self._rows) for s in stages_of(roster, peer)
+        }
+        if not asked.issuperset(body.stages) or not asked:
+            return [Ignored(peer, body.kind, "of stages that it was not to hold")]
         self.appointments.absent(peer, body.stages, self.record, now)
         return self._somebody_missing(now)
 

@@ -13,6 +13,10 @@ from transport.wire import Signed
 
 HISTORY = 8
 """Decided records kept for members that missed a Commit."""
+NAMES_CHARS_MAX = 1 << 16
+"""Of the contributors of all stages together, so that their record fits into a message."""
+SQUARES_MAX = 1e60
+"""Sum of squares of a summed gradient: floats of 1e24 each, and sums up to it stay finite."""
 LOSS_MAX = 1e4
 """Nats per target token: no model's mean loss is near it, and sums up to it stay finite."""
 
@@ -53,7 +57,7 @@ class Ledger:
             return "a loss that no model has"
         return ""
 
-    def wrong_with_sum(self, summed: Summed, row: Sequence[str], tokens: int) -> str:
+    def wrong_with_sum(self, summed: Summed, row: Sequence[str], tokens: int, stages: int) -> str:
         """Why a stage's sum cannot be true, or an empty text.
 
         row: holders asked to average the stage. tokens: the most that were planned.
@@ -61,18 +65,25 @@ class Ledger:
         total = summed.total
         if summed.round_attempt != self.attempt:
             return "of another attempt"
-        if total.digest and not math.isfinite(summed.squares):
-            return "a norm that is not finite"
+        if not 0 <= summed.squares <= SQUARES_MAX:
+            return "a norm that no gradient has"
+        if len(set(total.contributors)) < len(total.contributors):
+            return "one contributor more than once"
         if self.act == "step" and (total.tokens > tokens or not set(total.contributors) <= set(row)):
             return "more than its holders were asked for"
+        if sum(map(len, total.contributors)) > NAMES_CHARS_MAX // stages:
+            return "more names than a record can hold"
         return ""
 
     def tokens_averaged(self) -> int:
         """Target tokens over all stages: 0 means that nothing was learned."""
         return sum(summed.total.tokens for summed in self.sums.values())
 
-    def reasons(self) -> list[str]:
-        """What the stages' reducers have to say."""
+    def reasons(self, record: CellRecord) -> list[str]:
+        """What the stages' reducers had to say of what became this record."""
+        told = {stage: summed.total for stage, summed in self.sums.items()}
+        if not told or any(record.sums[stage : stage + 1] != (total,) for stage, total in told.items()):
+            return ["an earlier leader closed this slot, and only it was told why"]
         return sorted({summed.reason for summed in self.sums.values() if summed.reason})
 
     def clip_scale(self, clip_norm: float) -> float:

@@ -173,7 +173,7 @@ class Trainer:
 
     def act(self, effects: Sequence[Effect], now: float) -> None:
         """Carry out effects, and those that follow from them, in order."""
-        queue = deque(effects)
+        queue = deque([*effects, *self.computing.blame()])
         while queue:
             queue.extend(self._carry_out(queue.popleft(), now))
 

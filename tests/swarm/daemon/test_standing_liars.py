@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from cell_world import Cells, run_cells, small_job
-from test_liars import says
+from test_liars import an_order, says
 
 from swarm.gossip.view import Facts
 from transport.identity import Identity
@@ -52,5 +52,28 @@ def test_nobody_takes_its_stage_again_over_the_hashes_of_one_that_the_roster_doe
                 lie_to_all(cells, facts.model_copy(update={"stages": (0, 1), "hashes": WRONG}))
             await asyncio.sleep(0.02)
         assert not cells.of_kind("resynced")
+
+    run_cells(job, tmp_path, 2, scenario)
+
+
+def test_an_order_waits_until_the_last_record_is_applied(tmp_path: Path) -> None:
+    """What it rebuilds from may be this node's own weights, and they are half a step old."""
+    job = small_job(tmp_path, inner={"iterations": 12}, pipeline={"nodes": 2, "stages": 3})
+
+    async def scenario(cells: Cells) -> None:
+        await cells.until(lambda: all(node.iteration >= 2 for node in cells.nodes))
+        leader, taker = (node.half for node in cells.nodes)
+        trainer = taker.trainer
+        assert trainer is not None and leader.trainer is not None
+        order = an_order(leader.trainer.record, leader.trainer.follower.signed)
+        order = order.model_copy(update={"stage": 0, "how": "holder", "donors": (leader.setup.me,)})
+        trainer._stepping = True
+        taker.standing.ordered(leader.setup.me, order, 0.0)
+        taker.standing.look(0.0)
+        assert not taker.restoring.busy
+        trainer._stepping = False
+        await cells.until(lambda: trainer.applied)
+        taker.standing.look(0.0)
+        assert taker.restoring.busy == (0,)
 
     run_cells(job, tmp_path, 2, scenario)

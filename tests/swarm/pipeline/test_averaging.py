@@ -3,11 +3,12 @@
 import torch
 
 from swarm.messages import Close, Gradient, StageSum
-from swarm.pipeline.averaging import EARLY_MAX, Averaging, Hold, Reduce
+from swarm.pipeline.averaging import EARLY_MAX, EARLY_SLOTS, Averaging, Hold, Reduce
+from swarm.pipeline.follower import Ignored
 from swarm.pipeline.stage import tensor_digest
 from transport.machine import NodeId
 
-ME, OTHER = NodeId("a" * 64), NodeId("b" * 64)
+ME, OTHER, LIAR = NodeId("a" * 64), NodeId("b" * 64), NodeId("c" * 64)
 GRADIENT = torch.ones(6)
 
 
@@ -81,8 +82,27 @@ def test_a_gradient_of_an_attempt_that_is_over_is_not_kept() -> None:
     assert closed_with_other(averaging, 5, attempt=2) == ["mine", "early"]
 
 
+def test_gradients_for_far_slots_keep_no_place_from_those_of_the_next() -> None:
+    averaging = Averaging(ME)
+    averaging.close(close(5, "step"), ME, {0: (GRADIENT, 4)}, 0.0)
+    for index in range(2 * EARLY_MAX):
+        (ignored,) = averaging.handle(OTHER, gradient(6 + EARLY_SLOTS + index), "of a far slot")
+        assert isinstance(ignored, Ignored)
+    assert averaging.handle(OTHER, gradient(6), "early") == []
+    assert closed_with_other(averaging, 6) == ["mine", "early"]
+
+
+def test_one_sender_has_one_place_for_each_stage() -> None:
+    averaging = Averaging(ME)
+    for attempt in range(2 * EARLY_MAX):
+        assert averaging.handle(LIAR, gradient(6, attempt=attempt), "of some attempt") == []
+    assert averaging.handle(OTHER, gradient(6), "early") == []
+    assert closed_with_other(averaging, 6) == ["mine", "early"]
+
+
 def test_a_gradient_of_another_cell_is_none_of_this_one() -> None:
     averaging = Averaging(ME)
     averaging.handle(OTHER, gradient(5, cell="c1"), "of another cell")
     assert closed_with_other(averaging, 5) == []
-    assert averaging.handle(OTHER, gradient(5, cell="c1"), "of another cell") == []
+    (ignored,) = averaging.handle(OTHER, gradient(5, cell="c1"), "of another cell")
+    assert isinstance(ignored, Ignored)

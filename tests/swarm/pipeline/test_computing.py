@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from swarm.events import Noted
 from swarm.job import Job
 from swarm.meetings import EndsCopy
 from swarm.messages import Averaged, CellRecord, Close, Gradient, StageSum
@@ -72,7 +73,11 @@ def test_a_gradient_that_cannot_be_used_is_left_out_and_attributed(
     assert [node for node, _, _ in kept.parts] == [ME]
     assert squares == pytest.approx(6.0)
     assert digest == tensor_digest(torch.ones(6))
-    assert any(PEER[:8] in what for what in computing.dropped)
+    assert not any(PEER[:8] in what for what in computing.dropped)
+    (told,) = computing.blame()
+    assert isinstance(told, Noted)
+    assert told.fields["peer"] == PEER[:12]
+    assert computing.blame() == []
 
 
 def test_nothing_usable_is_no_average(computing: Computing) -> None:
@@ -124,7 +129,9 @@ def test_a_copy_of_the_ends_is_taken_only_from_who_holds_them(computing: Computi
     computing.keep_ends_copy(NodeId("d" * 64), ends_copy(21), record)
     computing.keep_ends_copy(PEER, ends_copy(21, cell="c1"), record)
     assert computing.ends_copy is kept
-    assert any("dddddddd" in what for what in computing.dropped)
+    assert computing.dropped == {"copy of the ends of no holder of them here": 2}
+    blamed = [told.fields["peer"] for told in computing.blame() if isinstance(told, Noted)]
+    assert blamed == ["d" * 12, PEER[:12]]
 
 
 def test_a_copy_of_the_ends_gives_way_to_no_older_one_and_claims_no_far_iteration(

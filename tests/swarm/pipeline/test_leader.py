@@ -6,13 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from swarm.events import Noted
 from swarm.gossip.view import Member, MemberRecord, View
 from swarm.job import Job, JobError, parse_job
-from swarm.messages import CellRecord, Close, Plan, Promise, Propose, Query, Report, StageSum, Stale, Summed
+from swarm.messages import (
+    Absent,
+    CellRecord,
+    Close,
+    Plan,
+    Promise,
+    Propose,
+    Query,
+    Report,
+    StageSum,
+    Stale,
+    Summed,
+)
 from swarm.pipeline.follower import Ignored
 from swarm.pipeline.leader import FRUITLESS_MAX, REST_MAX_S, REST_S, Leader
+from swarm.pipeline.ledger import NAMES_CHARS_MAX, Ledger
 from swarm.pipeline.records import TERM_STEP_MAX, read_record, record_digest, sign_record
 from transport.identity import Identity
 from transport.machine import Effect, NodeId, Send
@@ -85,11 +99,11 @@ def report(**fields: Any) -> Message:
     return Message(Report(cell="c0", slot=1, term=1, **told))
 
 
-def summed(stage: int, attempt: int = 1, **fields: Any) -> Message:
+def summed(stage: int, attempt: int = 1, squares: float = 1.0, **fields: Any) -> Message:
     row = (A,) if stage == 0 else (B, C)
     total = StageSum(**{"contributors": row, "tokens": 30, "digest": "00", **fields})
     about: dict[str, Any] = {"cell": "c0", "slot": 1, "term": 1, "stage": stage, "round_attempt": attempt}
-    return Message(Summed(**about, total=total, squares=1.0))
+    return Message(Summed(**about, total=total, squares=squares))
 
 
 def again(message: Message, leader: Leader) -> Message:
@@ -127,6 +141,9 @@ def test_a_report_counts_only_from_a_data_node_and_within_the_plan(
         (B, summed(1, tokens=(1 << 53) - 1)),
         (B, summed(1, contributors=(B, STRANGER))),
         (B, summed(1, attempt=9)),
+        (B, summed(1, contributors=(B, B))),
+        (B, summed(1, squares=math.inf)),
+        (B, summed(1, squares=1e300)),
     ],
 )
 def test_a_sum_counts_only_from_its_reducer_and_within_the_plan(peer: NodeId, body: Message) -> None:
@@ -137,6 +154,47 @@ def test_a_sum_counts_only_from_its_reducer_and_within_the_plan(peer: NodeId, bo
     assert isinstance(ignored, Ignored)
     assert leader.phase == "closing"
     assert bodies(leader.handle(B, summed(1), 3.0), Propose)
+
+
+@pytest.mark.parametrize("squares", [-1.0, math.nan])
+def test_a_sum_with_squares_that_no_tensor_has_is_no_message(squares: float) -> None:
+    with pytest.raises(ValidationError):
+        summed(1, squares=squares)
+
+
+def test_a_round_names_no_more_cells_than_its_record_can_hold() -> None:
+    ledger = Ledger()
+    ledger.open("round")
+    row, most = (B,), NAMES_CHARS_MAX // 2 // 64
+    for count, wrong in ((most, False), (most + 1, True)):
+        names = tuple(f"{index:064d}" for index in range(count))
+        body = summed(1, contributors=names, tokens=0).body
+        assert isinstance(body, Summed)
+        assert bool(ledger.wrong_with_sum(body, row, 0, 2)) == wrong
+
+
+@pytest.mark.parametrize(("peer", "stages"), [(STRANGER, ()), (STRANGER, (0,)), (B, (0,)), (B, (1, 200))])
+def test_only_what_the_roster_gives_a_member_can_be_absent(peer: NodeId, stages: tuple[int, ...]) -> None:
+    leader = running()
+    absent = Absent(cell="c0", slot=0, term=1, reason="gone", stages=stages)
+    (ignored,) = leader.handle(peer, Message(absent), 1.0)
+    assert isinstance(ignored, Ignored)
+    assert leader.appointments.next_roster(leader.record.roster) == ((A,), (B, C))
+    leader.handle(B, Message(absent.model_copy(update={"stages": (1,)})), 1.0)
+    assert leader.appointments.next_roster(leader.record.roster) == ((A,), (C,))
+
+
+def test_a_round_that_an_earlier_leader_closed_says_so_instead_of_no_reason() -> None:
+    ledger = Ledger()
+    ledger.open("round")
+    body = summed(0, contributors=("c0",), tokens=0).body
+    assert isinstance(body, Summed)
+    ledger.sums[0] = body.model_copy(update={"reason": "not averaged: no answer from c1"})
+    ours = SECOND.model_copy(update={"sums": (body.total, StageSum())})
+    assert ledger.reasons(ours) == ["not averaged: no answer from c1"]
+    for another in (ledger, Ledger()):
+        (reason,) = another.reasons(SECOND.model_copy(update={"sums": (StageSum(), StageSum())}))
+        assert "earlier leader" in reason
 
 
 def test_after_iterations_that_teach_nothing_a_leader_waits_longer_and_says_so_once() -> None:

@@ -202,6 +202,17 @@ def test_tensors_of_another_shape_or_dtype_are_refused_and_the_microbatch_goes_o
     assert body.target_tokens == tokens
 
 
+@pytest.mark.parametrize("spoil", [3e38, math.nan], ids=["overflows", "nan"])
+def test_a_loss_that_is_not_finite_is_refused_before_it_is_counted(spoil):
+    ends, body = holders(2)
+    inputs, targets = microbatches(1)[0]
+    x = ends.embed(0, inputs)
+    with pytest.raises(WorkError):
+        ends.head(0, torch.full_like(x, spoil), targets)
+    assert ends.gradient.abs().sum() == ends.target_tokens == 0
+    assert ends.head(0, body.forward(0, x), targets)[1] == ends.target_tokens
+
+
 def test_clear_starts_a_slot():
     path = holders(2)
     run(path, 0, *microbatches(1)[0])
