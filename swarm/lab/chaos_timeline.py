@@ -92,8 +92,8 @@ def timeline_of(story: Iterable[EventMap]) -> Timeline:
         elif what == "healed" and event["cut"] in cuts:
             cut = cuts.pop(event["cut"])
             found.severances.append(Severance(cut.sides, cut.start, time))
-        if what != "stopped":
-            found.last_disturbance = time
+        if what != "stopped" and not (what == "ended" and event.get("code") == 0):
+            found.last_disturbance = time  # whoever is asked to go, or has finished, disturbs nobody
     found.severances += cuts.values()
     return found
 

@@ -14,33 +14,35 @@ from swarm.lab.wan_namespaces import ours, why_not
 
 pytestmark = pytest.mark.e2e
 BECAUSE = why_not()
-MINUTES = "0.2"
+ITERATIONS = 30
+MINUTES = "4"
+"""At most: the job is finished long before."""
 KILLS = """
 [[fault]]
 at_iteration = 3
 kind = "restart"
 node = "holder:0"
-after_s = 1
+after_s = 0.5
 
 [[fault]]
 at_iteration = 5
 kind = "pause"
 node = "random"
-for_s = 2
+for_s = 1
 """
 PARTITION = """
 [[fault]]
 at_iteration = 3
 kind = "partition"
 groups = [["node:0"], ["node:1", "node:2", "coordinator"]]
-for_s = 2
+for_s = 1
 """
 
 
 def chaos(directory: Path, script: str, network: str) -> tuple[dict[str, Any], str]:
     """Run the command on three nodes of one cell; its last line, and what it said at first."""
     (directory / "faults.toml").write_text(script)
-    job = small_job(nodes=3, pipeline={"stages": 1}, inner={"iterations": 1_000_000})
+    job = small_job(nodes=3, pipeline={"stages": 1}, inner={"iterations": ITERATIONS})
     (directory / "job.toml").write_text(dump_job(job))
     arguments = [
         "job.toml",
@@ -72,10 +74,10 @@ def test_kills_and_pauses_on_loopback_break_no_promise(tmp_path: Path) -> None:
     assert found["faults"] == {"restart": 1, "pause": 1}
     assert found["kills"] == 1
     assert found["broken"] == []
-    assert {name for name, each in found["checks"].items() if not each.get("held")} <= {
-        "views_tell_the_truth"
-    }
-    assert found["iterations"] > 5
+    # The killed one may be back before anybody buries it.
+    unchecked = {name for name, each in found["checks"].items() if "not_checked" in each}
+    assert unchecked <= {"nobody_alive_stays_buried"}
+    assert found["iterations"] == ITERATIONS
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == found
 
 
