@@ -131,16 +131,23 @@ class Stage:
         """Loss of activations that came back: (nats summed over tokens, tokens, gradient by x).
 
         Adds the head's gradient and the tokens at once: from here on the microbatch counts.
-        KeyError if `key` was not embedded here, WorkError if `x` is not like what was.
+        KeyError if `key` was not embedded here, WorkError if `x` is not like what was, or if
+        anything that would be added is not finite: one bad hop must not poison the whole slot.
         """
         leaf = self._activations(x)
         if leaf.shape != self._kept[key].output.shape:
             raise WorkError(f"activations {tuple(x.shape)} came back for {tuple(targets.shape)} targets")
         loss = summed_loss(self.config, self._leaves, leaf, targets.to(self.device))
-        loss.backward()  # type: ignore[no-untyped-call]
+        leaves = list(self._leaves.values())
+        by_x, *by_leaves = torch.autograd.grad(loss, [leaf, *leaves], allow_unused=True)
+        parts = [(at, part) for at, part in zip(leaves, by_leaves, strict=True) if part is not None]
+        if not all(bool(torch.isfinite(t).all()) for t in (loss, by_x, *(part for _, part in parts))):
+            raise WorkError("the loss or its gradient is not finite")
+        for at, part in parts:
+            assert at.grad is not None
+            at.grad += part
         self.target_tokens += targets.numel()
-        assert leaf.grad is not None
-        return float(loss.detach()), targets.numel(), leaf.grad
+        return float(loss.detach()), targets.numel(), by_x
 
     def embed_backward(self, key: Hashable, grad: Tensor) -> None:
         """The end of a microbatch's way: gradient by the embedded activations. Frees `key`.

@@ -204,8 +204,7 @@ def test_tensors_of_another_shape_or_dtype_are_refused_and_the_microbatch_goes_o
 
 @pytest.mark.parametrize("spoil", [3e38, math.nan], ids=["overflows", "nan"])
 def test_a_loss_that_is_not_finite_is_refused_before_it_is_counted(spoil):
-    ends, body = holders(2)
-    inputs, targets = microbatches(1)[0]
+    (ends, body), (inputs, targets) = holders(2), microbatches(1)[0]
     x = ends.embed(0, inputs)
     with pytest.raises(WorkError):
         ends.head(0, torch.full_like(x, spoil), targets)
