@@ -132,7 +132,14 @@ class Traffic:
     def set_access(self, node: NodeId, up_bytes_per_s: float, down_bytes_per_s: float) -> None:
         """What `node` sends and receives at most, all its bulk transfers together."""
         self._access[node] = (up_bytes_per_s, down_bytes_per_s)
-        self.follow()
+        self._open(node)
+        self.share()
+
+    def _open(self, node: NodeId) -> None:
+        """Give a node what its access carries now."""
+        up, down = self._access.get(node, (self._default, self._default))
+        slowness = self._paths.slowness(node, clock_s())
+        self._sharing.set_access(node, up / slowness, down / slowness)
 
     def _transfer(self, stream: Stream) -> None:
         """The first unsent message of a stream begins to leave."""
@@ -172,10 +179,8 @@ class Traffic:
     def follow(self) -> None:
         """Let transfers follow what became of their paths, again and again while any is changing."""
         now = clock_s()
-        for node in dict.fromkeys((*self._access, *self._paths.slowed())):
-            up, down = self._access.get(node, (self._default, self._default))
-            slowness = self._paths.slowness(node, now)
-            self._sharing.set_access(node, up / slowness, down / slowness)
+        for node in self._paths.slowed():
+            self._open(node)
         for stream in self._sharing.flows():
             self._sharing.set_path(stream, self._bandwidth(stream))
         self.share()

@@ -46,8 +46,18 @@ class World:
 
 
 def _simulated() -> Open:
-    network = SimNetwork(Random(1), LinkShape(latency_s=0.05, jitter_s=0.02, loss=0.1))
+    return _on(SimNetwork(Random(1), LinkShape(latency_s=0.05, jitter_s=0.02, loss=0.1)))
 
+
+def _simulated_and_worn() -> Open:
+    """Narrow, so that messages share their way, and with waits that are sometimes very long."""
+    shape = LinkShape(
+        latency_s=0.1, bandwidth_bytes_per_s=2e7, jitter_s=0.02, jitter_law="log-normal", loss=0.25
+    )
+    return _on(SimNetwork(Random(2), shape))
+
+
+def _on(network: SimNetwork) -> Open:
     async def open_link(me: NodeId) -> Link:
         return network.open(me, curve_key=me[:1] * 40, schema=SCHEMA)
 
@@ -66,6 +76,7 @@ def _over_sockets() -> Open:
 
 WORLDS = {
     "simulated": World(run_virtual, _simulated),
+    "worn": World(run_virtual, _simulated_and_worn),
     "zmq": World(asyncio.run, _over_sockets),
 }
 
