@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recovery.patience import Patience
 from recovery.snapshot import (
     HASH_BYTES,
     Get,
@@ -25,6 +24,7 @@ from recovery.snapshot import (
     state_digest,
 )
 from transport.machine import Effect, NodeId, Send
+from transport.patience import Patience
 from transport.wire import Message, TensorSpec
 
 
@@ -36,7 +36,7 @@ class FetchOptions:
     window: chunks on their way from one donor. More fills long fat links, costs its queue.
     manifest_wait_s: how long a donor may take to answer `Want`; it may have to reach a commit.
     first_wait_s: patience between chunks until enough of them were measured.
-    floor_s: the least patience afterwards; then it is median + spread x MAD of the gaps measured.
+    floor_s: the least patience afterwards; else it follows from the gaps measured.
     strikes_max: silences in a row, each twice as long as the last, before a donor is dropped.
     """
 
@@ -45,7 +45,6 @@ class FetchOptions:
     manifest_wait_s: float = 15.0
     first_wait_s: float = 10.0
     floor_s: float = 0.5
-    spread: float = 8.0
     strikes_max: int = 3
 
 
@@ -204,7 +203,7 @@ class Fetch:
         if donor.state == "asked":
             return donor.heard_at + self._options.manifest_wait_s
         if donor.state == "serving" and donor.owed:
-            return donor.heard_at + donor.patience.allowance_s() * (1 << donor.strikes)
+            return donor.heard_at + donor.patience.limit_s() * (1 << donor.strikes)
         return None
 
     def _wrong_with(self, body: Manifest, hashes: memoryview) -> str:
@@ -236,7 +235,7 @@ class Fetch:
 
     def _credit(self, donor: _Donor, index: int, now: float) -> None:
         """Note the donor's pace; what it owed before this chunk got lost, since lanes keep order."""
-        donor.patience.note(now - donor.heard_at)
+        donor.patience.add(now - donor.heard_at)
         donor.heard_at, donor.strikes = now, 0
         donor.sent += 1
         if index not in donor.owed:
@@ -333,8 +332,7 @@ class Fetch:
         return [FetchFailed(self.name, f"No donor is left for {self.name}: {reasons or 'none was named'}.")]
 
     def _patience(self) -> Patience:
-        options = self._options
-        return Patience(options.first_wait_s, options.floor_s, options.spread)
+        return Patience(self._options.first_wait_s, self._options.floor_s)
 
     def _in_state(self, *states: str) -> list[_Donor]:
         return [donor for donor in self._donors.values() if donor.state in states]

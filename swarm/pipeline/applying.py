@@ -17,8 +17,8 @@ from swarm.pipeline.averaging import Hold
 from swarm.pipeline.follower import Apply
 from swarm.pipeline.ledger import HISTORY
 from swarm.pipeline.records import stages_of
-from swarm.pipeline.timing import Durations
 from transport.machine import NodeId
+from transport.patience import Patience
 
 HOLDS_MAX = 6
 """Results kept for one stage and slot: attempts of the averaging, at most one of them decided."""
@@ -46,7 +46,7 @@ class Applying:
         self.dropped: Counter[str] = Counter()
         self._queue: deque[Apply] = deque()
         self._holds: dict[tuple[int, int], list[Hold]] = {}
-        self._waits = Durations(initial_s=20.0, floor_s=5.0)
+        self._waits = Patience(initial_s=20.0, floor_s=5.0)
         self._since = 0.0
         self._without: set[tuple[int, int]] = set()
         self._adopted: dict[int, int] = {}

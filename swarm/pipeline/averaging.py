@@ -13,9 +13,9 @@ from typing import Any
 
 from swarm.messages import Averaged, Close, Gradient, StageSum, Summed
 from swarm.pipeline.follower import Ignored
-from swarm.pipeline.timing import Durations
 from swarm.pipeline.work import ShipFlat
 from transport.machine import Effect, NodeId, Send
+from transport.patience import Patience
 from transport.wire import Message
 
 EARLY_MAX = 64
@@ -75,7 +75,7 @@ class Averaging:
         self._leader = me
         self._rows: dict[int, Row] = {}
         self._early: dict[tuple[int, NodeId], Early] = {}
-        self._durations = Durations(initial_s=20.0, floor_s=2.0)
+        self._durations = Patience(initial_s=20.0, floor_s=2.0)
         self._begun = 0.0
 
     def close(self, close: Close, leader: NodeId, own: Mapping[int, Part], now: float) -> Sequence[Effect]:

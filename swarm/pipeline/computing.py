@@ -25,10 +25,10 @@ from swarm.pipeline.model import ModelConfig, parameter_names, parameter_shapes,
 from swarm.pipeline.outer_round import Average, Settle
 from swarm.pipeline.stage import Stage, tensor_digest
 from swarm.pipeline.tasks import COMMIT, Task, TaskQueue
-from swarm.pipeline.timing import Durations
 from swarm.pipeline.work import PRIORITY, Key, ShipFlat, Work
 from transport.codecs import CodecError, decode
 from transport.machine import Effect, NodeId
+from transport.patience import Patience
 from transport.wire import Message
 
 Settled = Callable[..., Sequence[Effect]]
@@ -70,7 +70,7 @@ class Computing:
         self.gradient_squares: dict[int, float] = {}
         self._targets: dict[Key, Tensor] = {}
         self._batch_tokens = job.pipeline.microbatch * job.data.sequence
-        self._applies = Durations(initial_s=30.0, floor_s=2.0)
+        self._applies = Patience(initial_s=30.0, floor_s=2.0)
         self._applied_at: float | None = None
 
     # -- microbatches -----------------------------------------------------------------------

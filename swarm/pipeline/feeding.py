@@ -15,10 +15,10 @@ from typing import Any, Literal
 from swarm.events import Noted
 from swarm.messages import Backward, Forward, Hop, Lost, Plan, Report
 from swarm.pipeline.checks import wrong_with_path
-from swarm.pipeline.timing import Durations
 from swarm.pipeline.work import Forget, Key, Ship, Work
 from swarm.planning.paths import start_again
 from transport.machine import Effect, NodeId, Send
+from transport.patience import Patience
 from transport.wire import Message
 
 ATTEMPTS_MAX = 6
@@ -52,7 +52,7 @@ class Feeding:
         self._leader: NodeId = me
         self._flights: dict[int, Flight] = {}
         self._avoid: frozenset[NodeId] = frozenset()
-        self._durations = Durations(initial_s=60.0, floor_s=5.0)
+        self._durations = Patience(initial_s=60.0, floor_s=5.0)
         self._loss_sum, self._tokens = 0.0, 0
 
     # -- slots ------------------------------------------------------------------------------

@@ -29,9 +29,9 @@ from swarm.pipeline.records import (
     sign_record,
     stages_of,
 )
-from swarm.pipeline.timing import Durations
 from swarm.planning.placement import Place
 from transport.machine import Effect, NodeId, Send
+from transport.patience import Patience
 from transport.wire import Body, Message, Signed
 
 Phase = Literal[
@@ -71,8 +71,8 @@ class Office(ABC):
         self.election = Election(me)
         self.appointments = Appointments(me, place)
         self.ledger = Ledger()
-        self._slot_time = Durations(initial_s=90.0, floor_s=4.0)
-        self._close_time = Durations(initial_s=30.0, floor_s=3.0)
+        self._slot_time = Patience(initial_s=90.0, floor_s=4.0)
+        self._close_time = Patience(initial_s=30.0, floor_s=3.0)
         self._until: float | None = None
         self._begun = 0.0
         self._carried: CellRecord | None = None
