@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from swarm.job import Job
 from swarm.lab.faults import Fault
+from swarm.lab.liar import lie
 from swarm.lab.world import Outcome, World, WorldOptions
 from swarm.pipeline.data import Corpus
 from swarm.pipeline.model import ModelConfig
@@ -37,10 +38,11 @@ FAULT: TypeAdapter[Fault] = TypeAdapter(Fault)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One world of a soak: what it is made from, and which classes of faults are on."""
+    """One world of a soak: what it is made from, which classes of faults are on, and who lies."""
 
     classes: tuple[str, ...]
     options: WorldOptions
+    liar: bool = False
 
 
 def draw(seed: int, allowed: Sequence[str] = ()) -> Scenario:
@@ -210,6 +212,8 @@ def play(scenario: Scenario) -> Outcome:
 
 async def _play(scenario: Scenario, directory: Path) -> Outcome:
     world = World(scenario.options, words(), directory)
+    if scenario.liar:
+        world.beside(lie(world, Random(f"liar {scenario.options.seed}")))
     outcome = await world.run()
     if outcome.broken or outcome.finished:
         return outcome

@@ -146,10 +146,11 @@ def _in_children(seeds: Sequence[int], options: SoakOptions) -> Iterator[dict[st
         if seeds[job :: options.jobs]
     ]
     for child in children:
-        assert child.stdout is not None
-        for line in child.stdout:
-            yield json.loads(line)
-        if child.wait():
+        with child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                yield json.loads(line)
+        if child.returncode:
             raise SystemExit(f"a job of the soak ended with code {child.returncode}: see above")
 
 

@@ -1,0 +1,47 @@
+"""An admitted node that, besides its work, tells the others what is not so about everybody.
+
+It holds a certificate and a link like everybody, so what it says is heard. It passes on records
+that their owners never signed, and old ones that it has kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import TYPE_CHECKING
+
+from swarm.gossip.messages import Spread
+from swarm.gossip.records import pack
+from swarm.gossip.view import read_member
+from transport.wire import Message, Signed
+
+if TYPE_CHECKING:
+    from swarm.lab.world import World
+
+EVERY_S = 1.0
+KEPT = 64
+
+
+async def lie(world: World, rng: Random) -> None:
+    """The first node of a world lies to one other at a time, for as long as it lives."""
+    kept: list[Signed] = []
+    liar = world.nodes[0]
+    while True:
+        await asyncio.sleep(EVERY_S)
+        if not liar.running or liar.gossip is None:
+            continue
+        known = [signed for signed in liar.gossip.records() if signed.signer != liar.node]
+        kept = (kept + known)[:KEPT]  # the oldest ones
+        others = [process for process in world.live() if process is not liar]
+        if not known or not others:
+            continue
+        told = rng.choice(others).node
+        lies = (forged(rng.choice(known), rng), rng.choice(kept))
+        liar.links[0].send(told, Message(Spread(records=lies)))
+
+
+def forged(signed: Signed, rng: Random) -> Signed:
+    """A newer record of the same node, under the signature of the old one."""
+    record = read_member(signed)
+    version = {"incarnation": record.incarnation + rng.randrange(2), "seq": record.seq + rng.randint(1, 1000)}
+    return signed.model_copy(update={"payload": pack(record.model_copy(update=version))})

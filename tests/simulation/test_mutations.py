@@ -1,0 +1,110 @@
+"""Do the checkers see anything? Five invariants are broken in the product, and each is found out.
+
+A mutation is made by replacing one function; worlds are drawn from seeds as in a soak, with the
+faults on that bring the broken thing to light, until one of them breaks.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from swarm.daemon import donating, trust
+from swarm.gossip.register import Register
+from swarm.gossip.view import MemberRecord
+from swarm.lab.soak import draw, play
+from swarm.pipeline.feeding import Feeding
+from swarm.pipeline.outer_round import Came, Meeting, OuterRound
+from swarm.pipeline.work import Work
+from transport.machine import NodeId
+from transport.wire import Signed
+
+pytestmark = pytest.mark.slow
+SEEDS = 30
+
+
+def caught(*classes: str, liar: bool = False, cells: int = 1) -> tuple[int, str]:
+    """The first seed whose world broke, and its sentence. Worlds end with the last faults."""
+    for seed in range(SEEDS):
+        scenario = draw(seed, classes)
+        fits = scenario.options.job.pipeline.cells >= cells and scenario.options.nodes > 1
+        if fits and (scenario.classes or liar):
+            short = replace(scenario.options, until_s=min(90.0, scenario.options.until_s))
+            broken = play(replace(scenario, liar=liar, options=short)).broken
+            if broken and not broken[0].startswith("not finished"):
+                return seed, broken[0]
+    return SEEDS, ""
+
+
+def test_a_skipped_signature_test_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "verify", lambda signed, domain, public_key: True)
+    seed, sentence = caught(liar=True)
+    assert "that it never signed" in sentence, seed
+
+
+def test_a_dropped_incarnation_check_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    admit = Register.admit
+
+    def unordered(self: Register, record: MemberRecord, signed: Signed, now: float) -> Any:
+        row = self.rows.get(NodeId(record.node))
+        if row is not None and record.version < row.member.record.version:
+            first = row.member.record.model_copy(update={"incarnation": 0, "seq": 0})
+            row.member = replace(row.member, record=first)
+        return admit(self, record, signed, now)
+
+    monkeypatch.setattr(Register, "admit", unordered)
+    seed, sentence = caught("restart", "by_rate", liar=True)
+    assert "and shows" in sentence, seed
+
+
+def test_a_partial_round_that_is_reported_whole_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    average = OuterRound._average
+
+    def whole(self: OuterRound, stage: int, meeting: Meeting) -> Any:
+        for cell in sorted(meeting.expected - meeting.parts.keys()):
+            meeting.parts[cell] = Came(self.me, meeting.iteration, meeting.delta)
+        return average(self, stage, meeting)
+
+    monkeypatch.setattr(OuterRound, "_average", whole)
+    monkeypatch.setattr(OuterRound, "_average_if_complete", _impatient(OuterRound._average_if_complete))
+    seed, sentence = caught("cut", "partition", "pause", "slow_compute", cells=2)
+    assert "has sent nothing for it" in sentence or "nobody told them so" in sentence, seed
+
+
+def _impatient(complete: Callable[..., Any]) -> Callable[..., Any]:
+    """An owner that is done as soon as anybody came."""
+
+    def average(self: OuterRound, stage: int, meeting: Meeting) -> Any:
+        ours = self._meetings.get(stage) is meeting and meeting.owner == self.me
+        if ours and not meeting.averaging and len(meeting.expected) > 1:
+            return self._average(stage, meeting)
+        return complete(self, stage, meeting)
+
+    return average
+
+
+def test_a_microbatch_that_is_counted_twice_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = Feeding.computed
+
+    def twice(self: Feeding, work: Work, output: Any, now: float) -> Any:
+        before = self._tokens
+        effects = computed(self, work, output, now)
+        if work.kind == "head" and work.key.microbatch == 0:
+            self._tokens += self._tokens - before
+        return effects
+
+    monkeypatch.setattr(Feeding, "computed", twice)
+    seed, sentence = caught("pause", "slow_link")
+    assert "tokens of" in sentence, seed
+
+
+def test_a_stale_holder_that_serves_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A donor that is one step behind gives what it has for what it was asked for."""
+
+    def stale(need: Any, trainer: Any) -> int:
+        return trainer.record.slot if need.slot is None else need.slot
+
+    monkeypatch.setattr(donating, "_slot_for", stale)
+    seed, sentence = caught("restart", "by_rate", "stage_lost")
+    assert "differ after slot" in sentence, seed
