@@ -132,9 +132,15 @@ class Computing:
         stage.embed_backward(key, tensor)
         return True
 
-    def forget(self, key: Key) -> None:
-        """Drop what is kept of a microbatch that starts again or is given up."""
+    def forget(self, key: Key, *, only_head: bool = False) -> None:
+        """Drop what is kept of a microbatch that starts again or is given up.
+
+        A head begins with taking its targets, so only one of it and this gets them: a head that
+        has begun is counted, and one that has not never will be.
+        """
         self._targets.pop(key, None)
+        if only_head:
+            return
         for stage in self.stages.values():
             stage.drop(key)
             for position in range(1, self.job.pipeline.stages):

@@ -1,13 +1,12 @@
 """Machine: a data node's part of the pipeline: start microbatches, count each of them once.
 
-A microbatch is waiting, then forward, then (its loss exists) backward, then resolved as done,
-partial or lost. While it is forward it has touched no body gradient and may start again on
-another path; once backward has begun it is never redone.
+A microbatch is waiting, then forward, then at its head, then (its loss exists) backward, then
+resolved as done, partial or lost. Until its loss exists it has touched no gradient and may start
+again on another path; once backward has begun it is never redone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from transport.wire import Message
 
 ATTEMPTS_MAX = 6
 """A microbatch that failed this often is reported lost; the iteration goes on without it."""
-Phase = Literal["waiting", "forward", "backward", "done", "partial", "lost"]
+Phase = Literal["waiting", "forward", "head", "backward", "done", "partial", "lost"]
 RESOLVED: frozenset[Phase] = frozenset(("done", "partial", "lost"))
 
 
@@ -39,6 +38,8 @@ class Flight:
     until: float = 0.0
     returned: bool = False
     """Whether the gradient of its embedding has arrived."""
+    withdrawn: str = ""
+    """Why its head is not wanted any more, unless it has begun."""
 
 
 class Feeding:
@@ -101,7 +102,7 @@ class Feeding:
             return self._drop(f"{body.kind}: {wrong or 'another path than it was sent on'}")
         key = self._key(flight)
         if isinstance(body, Forward):
-            flight.path, flight.phase = body.path, "backward"
+            flight.path, flight.phase = body.path, "head"
             return [Work("head", key, 0, len(body.path), payload)]
         flight.returned = True
         return [Work("backward", key, 0, 0, payload, body.target_tokens)]
@@ -110,20 +111,22 @@ class Feeding:
         """An embed, head or embedding backward of this node is done; None if it could not be."""
         plan = self._plan
         flight = self._flights.get(work.key.microbatch)
-        if plan is None or flight is None or work.key != self._key(flight) or flight.phase in RESOLVED:
+        if plan is None or flight is None or flight.phase in RESOLVED:
             return self._drop("finished after its slot")
-        if output is not None and work.kind == "head" and not math.isfinite(output[0]):
-            output = None
+        if work.key != self._key(flight):
+            return [*self._drop("finished after it started again"), Forget(work.key)]
         if output is None:
             # Without a loss nothing was counted, so this attempt may still start again.
             flight.phase = "backward" if work.kind == "backward" else "forward"
-            return self._trouble(flight, f"its {work.kind} could not be computed", now)
+            reason = flight.withdrawn or f"its {work.kind} could not be computed"
+            return self._trouble(flight, reason, now)
         if work.kind == "embed":
             return self._ship_forward(flight, plan, output)
         if work.kind == "head":
             loss_sum, tokens, gradient = output
             self._loss_sum += loss_sum
             self._tokens += tokens
+            flight.phase, flight.until = "backward", max(flight.until, now + self._durations.limit_s() / 2)
             return self._ship_backward(flight, plan, gradient, tokens)
         self._durations.add(now - flight.since)
         return self._resolve(flight, "done", now)
@@ -140,7 +143,7 @@ class Feeding:
     def _ship_forward(self, flight: Flight, plan: Plan, tensor: Any) -> Sequence[Effect]:
         flight.phase = "forward"
         if len(flight.path) == 1:
-            flight.phase = "backward"
+            flight.phase = "head"
             return [Work("head", self._key(flight), 0, 1, tensor)]
         body = Forward(**self._fields(flight, plan), position=1)
         return [Ship(NodeId(flight.path[1][0]), body, tensor)]
@@ -166,20 +169,29 @@ class Feeding:
     # -- trouble and time -------------------------------------------------------------------
 
     def tick(self, now: float) -> Sequence[Effect]:
-        """Microbatches that took too long."""
-        late = [f for f in self._flights.values() if self._on_its_way(f) and now >= f.until]
+        """Microbatches that took too long; how long they took at least counts as measured.
+
+        Else a limit that is too short for every one of them would never learn of it.
+        """
+        late = [f for f in self._flights.values() if self._is_timed(f) and now >= f.until]
+        for flight in late:
+            self._durations.add(now - flight.since)
         return [effect for flight in late for effect in self._trouble(flight, "too slow", now)]
 
     def deadline(self) -> float | None:
         """When the next microbatch is too late."""
         if self._plan is None:
             return None
-        return min((f.until for f in self._flights.values() if self._on_its_way(f)), default=None)
+        return min((f.until for f in self._flights.values() if self._is_timed(f)), default=None)
 
     def _trouble(self, flight: Flight, reason: str, now: float) -> Sequence[Effect]:
         plan = self._plan
         if plan is None or flight.phase in RESOLVED or flight.phase == "waiting":
             return []
+        if flight.phase == "head":
+            # It counts if it has begun. If not, it will not be computed, and then starts again.
+            flight.withdrawn = reason
+            return [Forget(self._key(flight), only_head=True)]
         fields = {"microbatch": flight.index, "attempt": flight.attempt, "reason": reason}
         effects: list[Effect] = [Noted("lost", fields), Forget(self._key(flight))]
         if flight.phase == "backward":
@@ -206,6 +218,7 @@ class Feeding:
             if any(node in self._avoid for node, _ in flight.path):
                 flight.path = start_again(flight.path, self._plan.roster, self._avoid).path or flight.path
             flight.phase, flight.since, flight.returned = "forward", now, False
+            flight.withdrawn = ""
             flight.until = now + self._durations.limit_s()
             effects.append(Work("embed", self._key(flight), 0, 0))
             busy += 1
@@ -218,7 +231,7 @@ class Feeding:
     def _report(self) -> list[Effect]:
         plan = self._plan
         phases = [flight.phase for flight in self._flights.values()]
-        if plan is None or not RESOLVED.issuperset(phases):
+        if plan is None or self.me not in plan.roster[0] or not RESOLVED.issuperset(phases):
             return []
         report = Report(
             cell=plan.cell,
@@ -234,6 +247,11 @@ class Feeding:
 
     @staticmethod
     def _on_its_way(flight: Flight) -> bool:
+        return flight.phase in ("forward", "head", "backward")
+
+    @staticmethod
+    def _is_timed(flight: Flight) -> bool:
+        """At its head it waits for this node alone: to start again would only make that worse."""
         return flight.phase in ("forward", "backward")
 
     def _key(self, flight: Flight) -> Key:

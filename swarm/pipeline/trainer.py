@@ -195,8 +195,8 @@ class Trainer:
             case ShipFlat():
                 self.flow.ship_flat(effect)
                 return []
-            case Forget(key):
-                self.computing.forget(key)
+            case Forget(key, only_head):
+                self.computing.forget(key, only_head=only_head)
                 return []
             case BeginSlot():
                 self._begin_next = effect

@@ -54,9 +54,13 @@ class Ship(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Forget(Effect):
-    """Drop the activations kept under this key, in every stage of this node."""
+    """Drop the activations kept under this key, in every stage of this node.
+
+    only_head: drop nothing but a head that has not begun; its work then comes to nothing.
+    """
 
     key: Key
+    only_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)

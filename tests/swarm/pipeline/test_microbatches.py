@@ -1,13 +1,11 @@
 """A microbatch is counted once or told lost, whatever arrives late, twice or broken."""
 
-import math
-
 import pytest
 
 from swarm.messages import Backward, CellRecord, Forward, Lost, Plan, PlannedMicrobatch, Report
 from swarm.pipeline.feeding import ATTEMPTS_MAX, Feeding
 from swarm.pipeline.hops import Hops
-from swarm.pipeline.work import Ship, Work
+from swarm.pipeline.work import Forget, Ship, Work
 from transport.machine import Effect, NodeId, Send
 
 DATA, HOP, SPARE = NodeId("a" * 64), NodeId("b" * 64), NodeId("c" * 64)
@@ -110,20 +108,74 @@ def test_a_head_that_fails_has_counted_nothing_and_may_start_again() -> None:
     assert not sent(effects, Report)
 
 
-@pytest.mark.parametrize("loss", [math.inf, math.nan])
-def test_a_loss_that_is_not_finite_is_a_lost_microbatch(loss: float) -> None:
+def at_its_head(feeding: Feeding) -> Work:
+    """One microbatch's activations came back, and its head is queued."""
+    (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
+    feeding.computed(embed, "x", 0.0)
+    (head,) = only(feeding.arrived(HOP, forward(position=2), "y"), Work)
+    assert isinstance(head, Work)
+    return head
+
+
+def test_a_microbatch_whose_head_has_not_begun_starts_again_when_a_hop_dies() -> None:
     feeding = Feeding(DATA, in_flight=4)
-    effects = list(feeding.begin(plan(), DATA, 0.0))
-    for attempt in range(ATTEMPTS_MAX):
-        (embed,) = only(effects, Work)
-        feeding.computed(embed, "x", 0.0)
-        there = feeding._flights[0].path
-        home = forward(position=2, attempt=attempt).model_copy(update={"path": there})
-        (head,) = only(feeding.arrived(NodeId(there[-1][0]), home, "y"), Work)
-        effects = list(feeding.computed(head, (loss, 4, "g"), 1.0))
-    (report,) = sent(effects, Report)
+    head = at_its_head(feeding)
+    assert feeding.observe(frozenset((HOP,)), 1.0) == [Forget(head.key, only_head=True)]
+    (again,) = only(feeding.computed(head, None, 2.0), Work)
+    assert again.key.attempt == 1
+    assert feeding._flights[0].path == ((DATA, 0), (SPARE, 1))
+
+
+def test_a_head_that_has_begun_is_waited_for_and_counted_once() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    head = at_its_head(feeding)
+    feeding.observe(frozenset((HOP,)), 1.0)
+    (ship,) = only(feeding.computed(head, (8.0, 4, "g"), 2.0), Ship)
+    assert isinstance(ship.body, Backward)
+    (report,) = sent(feeding.unreachable(ship.body, 2.0), Report)
     assert isinstance(report, Report)
-    assert (report.lost, report.tokens, report.loss_sum) == (1, 0, 0.0)
+    assert (report.partial, report.tokens) == (1, 4)
+
+
+def test_a_microbatch_at_its_head_is_not_too_slow() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    head = at_its_head(feeding)
+    assert feeding.deadline() is None
+    assert feeding.tick(1e6) == []
+    assert only(feeding.computed(head, (8.0, 4, "g"), 1e6), Ship)
+    assert feeding.tick(1e6) == []
+
+
+def test_what_was_computed_for_an_attempt_that_is_over_is_not_kept() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
+    feeding.tick(1e6)
+    assert feeding.computed(embed, "x", 1e6) == [Forget(embed.key)]
+
+
+@pytest.mark.parametrize("takes_s", [70.0, 250.0])
+def test_the_limit_of_a_slow_pipeline_grows_until_microbatches_come_through(takes_s: float) -> None:
+    feeding, now = Feeding(DATA, in_flight=4), 0.0
+    for slot in range(1, 9):
+        begun = only(feeding.begin(plan(slot=slot, count=4), DATA, now), Work)
+        for work in begun:
+            feeding.computed(work, "x", now)
+        due = feeding.deadline()
+        assert due is not None
+        if due - now > takes_s:
+            return
+        feeding.tick(due)
+        feeding.close()
+        now = due
+    pytest.fail(f"microbatches of {takes_s} s never came through")
+
+
+def test_a_node_that_holds_no_ends_reports_nothing() -> None:
+    feeding = Feeding(HOP, in_flight=4)
+    assert feeding.begin(plan(), DATA, 0.0) == []
+    idle = Feeding(SPARE, in_flight=4)
+    more = plan().model_copy(update={"roster": ((DATA, SPARE), (HOP,))})
+    assert len(sent(idle.begin(more, DATA, 0.0), Report)) == 1, "the leader waits for all of stage 0"
 
 
 def test_a_microbatch_whose_backward_is_lost_is_partial_and_counted_once() -> None:
