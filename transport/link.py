@@ -39,7 +39,12 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A message from `peer` was dropped. Reported once per peer and reason; always counted."""
+    """A message from `peer` was dropped. Reported once per peer and reason; always counted.
+
+    Too many of them cut the peer off: the link forgets it, says so here, and knows it again only
+    when `LinkLimits.cut_off_s` have passed, whatever `know` is told meanwhile. A message of
+    another protocol version is reported here too, but never counts towards that.
+    """
 
     peer: NodeId
     reason: str
@@ -50,13 +55,18 @@ LinkEvent = Received | Closed | Malformed
 
 @dataclass(slots=True)
 class LinkStats:
-    """Counters since the link opened. Bytes are of headers and buffers, before encryption."""
+    """Counters since the link opened. Bytes are of headers and buffers, before encryption.
+
+    Of messages dropped there is one counter for each reason that the link knows: what a peer says
+    adds none. version: of another protocol version, which is nobody's fault.
+    """
 
     bytes_sent: dict[Lane, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
     bytes_received: dict[Lane, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
     messages_sent: int = 0
     messages_received: int = 0
     dropped_malformed: int = 0
+    dropped_version: int = 0
     dropped_full: int = 0
     dropped_unauthorised: int = 0
 
@@ -72,7 +82,10 @@ class Link(Protocol):
         ...
 
     def know(self, peer: NodeId, endpoint: Endpoint) -> None:
-        """Learn or change where a peer listens, and admit its CURVE key. Idempotent."""
+        """Learn or change where a peer listens, and admit its CURVE key. Idempotent.
+
+        Of a peer that is cut off it is remembered until that is over.
+        """
         ...
 
     def forget(self, peer: NodeId) -> None:

@@ -53,6 +53,8 @@ class LinkLimits:
         that would exceed it is dropped and counted as `dropped_full`.
     errors_max, errors_forgiven_per_s: malformed messages after which a peer is cut off, and how
         fast old ones are forgotten.
+    cut_off_s: how long a peer stays cut off, whatever else is heard of it. Longer spares us more
+        of its nonsense; shorter brings a peer back sooner that was only damaged on the way.
     """
 
     segment_bytes: int = 1 << 20
@@ -64,6 +66,7 @@ class LinkLimits:
     held_bytes_max: int = 4 << 30
     errors_max: int = 64
     errors_forgiven_per_s: float = 1.0
+    cut_off_s: float = 600.0
 
     def __post_init__(self) -> None:
         if not 0 < 4 * self.segment_bytes <= self.window_bytes:

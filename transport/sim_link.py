@@ -11,15 +11,15 @@ from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
+from transport.conduct import Conducts
 from transport.link import Closed, Endpoint, LinkClosed, LinkEvent, LinkStats, Malformed, Received
 from transport.machine import NodeId
+from transport.segments import LinkLimits
 from transport.sim_stream import DropCause, Packet, Stream
 from transport.wire import Buffer, Lane, Message, Schema, WireError, check_buffers
 
 LINGER_S = 1.0
 """How long `close` waits for queued messages to leave."""
-REASONS_MAX = 16
-"""Reasons reported per peer; the peer chooses their text, so they must not pile up."""
 
 
 class Carrier(Protocol):
@@ -63,7 +63,8 @@ class SimLink:
         self._inbox: deque[tuple[LinkEvent, Stream | None, int]] = deque()
         self._arrived = asyncio.Event()
         self.left = asyncio.Event()
-        self._reasons: dict[NodeId, set[str]] = {}
+        self._limits = LinkLimits()
+        self.conducts = Conducts(self._limits, self.stats)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -75,6 +76,8 @@ class SimLink:
 
         A key that is another peer's is not taken over: it is counted, and nothing changes.
         """
+        if self.conducts.withholds(peer, endpoint):
+            return
         if self._admitted.get(endpoint.curve_key, peer) != peer:
             self.stats.dropped_unauthorised += 1
             return
@@ -86,6 +89,7 @@ class SimLink:
 
     def forget(self, peer: NodeId) -> None:
         """Close what is open to a peer, drop what is queued, admit its key no longer."""
+        self.conducts.forget(peer)
         endpoint = self._known.pop(peer, None)
         if endpoint is None:
             return
@@ -161,19 +165,27 @@ class SimLink:
             check_buffers(body, packet.buffers)
         except WireError as error:
             stream.lose(packet.nbytes, "malformed")
-            self._refuse(peer, str(error))
+            self._refuse(peer, error)
             return
         stream.count.delivered += packet.nbytes
         self.stats.messages_received += 1
         self.stats.bytes_received[stream.lane] += packet.nbytes
         self._put(Received(peer, Message(body, packet.buffers)), stream, packet.nbytes)
 
-    def _refuse(self, peer: NodeId, reason: str) -> None:
-        self.stats.dropped_malformed += 1
-        reasons = self._reasons.setdefault(peer, set())
-        if reason not in reasons and len(reasons) < REASONS_MAX:
-            reasons.add(reason)
-            self._put(Malformed(peer, reason))
+    def _refuse(self, peer: NodeId, error: WireError) -> None:
+        loop, endpoint = asyncio.get_running_loop(), self._known[peer]
+        complaint = self.conducts.complain(peer, error, loop.time())
+        if complaint.is_too_much:
+            self.forget(peer)
+            self.conducts.cut_off(peer, endpoint)
+            loop.call_later(self._limits.cut_off_s, self._readmit, peer)
+        if complaint.reason:
+            self._put(Malformed(peer, complaint.reason))
+
+    def _readmit(self, peer: NodeId) -> None:
+        endpoint = self.conducts.readmit(peer)
+        if endpoint is not None and not self.closed:
+            self.know(peer, endpoint)
 
     def _put(self, event: LinkEvent, stream: Stream | None = None, nbytes: int = 0) -> None:
         self._inbox.append((event, stream, nbytes))

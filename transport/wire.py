@@ -17,7 +17,15 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PROTOCOL_VERSION = 1
-"""Stands in every header. A node refuses what it cannot speak."""
+"""Stands in every header that this node writes."""
+VERSIONS_READ = (PROTOCOL_VERSION,)
+"""What it reads. Any other version is an `OtherVersion`: dropped, told once, held against nobody.
+
+An upgrade rolls in two releases: the first reads versions N and N + 1 and writes N, the second
+writes N + 1, once all members read it. So nobody has to guess at what it was not taught, and a
+field that a version does not have is refused in every version: whoever ignored it would act on
+half a message.
+"""
 
 Lane = Literal["control", "bulk"]
 Buffer = bytes | bytearray | memoryview
@@ -51,6 +59,10 @@ class WireLimits:
 
 class WireError(ValueError):
     """A message from the network that is dropped and counted. The text says why."""
+
+
+class OtherVersion(WireError):
+    """A well-formed header of a protocol version that this node does not read."""
 
 
 class TensorSpec(BaseModel):
@@ -136,8 +148,11 @@ class Schema:
         """Decode and validate a header. Raises WireError, and nothing else, on bad input."""
         fields = unpack_map(header, self.limits)
         version, kind = fields.pop("v", None), fields.pop("k", None)
-        if version != PROTOCOL_VERSION:
-            raise WireError(f"protocol version {version!r}, this node speaks {PROTOCOL_VERSION}")
+        if type(version) is not int or version < 1:
+            raise WireError("no protocol version")
+        if version not in VERSIONS_READ:
+            spoken = " and ".join(str(number) for number in VERSIONS_READ)
+            raise OtherVersion(f"speaks version {version}; this node speaks {spoken}")
         model = self._kinds.get(kind) if isinstance(kind, str) else None
         if model is None:
             raise WireError(f"unknown kind {str(kind)[:32]!r}")

@@ -59,7 +59,7 @@ class Caller(Protocol):
         """The peer said goodbye."""
         ...
 
-    def bad(self, reason: str) -> None:
+    def bad(self, error: WireError) -> None:
         """The peer answered with something malformed."""
         ...
 
@@ -157,7 +157,7 @@ class Dialer:
                 raise WireError("too many frames")
             self.outbox.hear(frames[0].buffer)
         except WireError as error:
-            self._caller.bad(str(error))
+            self._caller.bad(error)
 
     def _on_monitor(self) -> None:
         while (monitor := self._monitor) is not None and events_of(monitor) & READABLE:

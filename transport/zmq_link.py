@@ -12,18 +12,18 @@ message grows libzmq's memory, not ours, until its connection is cut.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass
 from typing import Self
 
 import zmq
 
+from transport.conduct import Conducts
 from transport.link import Closed, Endpoint, LinkClosed, LinkEvent, LinkStats, Malformed, Received
 from transport.machine import NodeId
 from transport.reassembly import Memory
 from transport.segments import GOODBYE, LinkLimits, nbytes_of
 from transport.wire import Message, Schema, WireError
 from transport.zmq_auth import Gatekeeper
+from transport.zmq_inbox import Arrival, Inbox
 from transport.zmq_listen import CannotListen, listen
 from transport.zmq_peer import Peer, Shared, is_curve_key
 from transport.zmq_socket import (
@@ -42,16 +42,6 @@ LOSS_GRACE_S = 0.02
 """What a dying peer said last comes over another connection; it is let in before its loss is told."""
 SOCKETS_MAX = 16_384
 _BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """An event in the inbox, and what it holds: control bytes, or bytes of bulk buffers."""
-
-    event: LinkEvent
-    peer: Peer | None
-    control_bytes: int = 0
-    bulk_bytes: int = 0
 
 
 class ZmqLink:
@@ -100,10 +90,9 @@ class ZmqLink:
         self._frames_max = schema.limits.tensors_max + 1
         self._peers: dict[NodeId, Peer] = {}
         self._admitted: dict[str, Peer] = {}
-        self._inbox: deque[Arrival] = deque()
-        self._inbox_bytes = 0
+        self._conducts = Conducts(limits, self.stats)
+        self._inbox = Inbox(limits)
         self._memory = Memory(limits.held_bytes_max)
-        self._arrived = asyncio.Event()
         self._sent = asyncio.Event()
         self._is_closed = False
         self._drain_is_due = False
@@ -147,7 +136,9 @@ class ZmqLink:
         peer stays as it was. An address that cannot be dialled only makes `send` say False.
         """
         known, owner = self._peers.get(peer), self._admitted.get(endpoint.curve_key)
-        if self._is_closed or (known is not None and known.endpoint == endpoint):
+        if self._is_closed or self._conducts.withholds(peer, endpoint):
+            return
+        if known is not None and known.endpoint == endpoint:
             return
         if not is_curve_key(endpoint.curve_key) or (owner is not None and owner is not known):
             self._refused()
@@ -165,6 +156,7 @@ class ZmqLink:
 
         The peer is told goodbye, because ZeroMQ cannot close what it has opened to us.
         """
+        self._conducts.forget(peer)
         gone = self._peers.pop(peer, None)
         if gone is None:
             return
@@ -172,9 +164,7 @@ class ZmqLink:
         gone.hang_up()
         gone.inlet.discard()
         self._reply([(route, GOODBYE) for route in gone.inlet.routes])
-        kept = [arrival for arrival in self._inbox if arrival.peer is not gone]
-        self._inbox = deque(kept)
-        self._inbox_bytes = sum(arrival.control_bytes for arrival in kept)
+        self._inbox.drop(gone)
 
     def send(self, peer: NodeId, message: Message) -> bool:
         """Queue a message on the lane its body names. Never waits; False if nothing was queued."""
@@ -191,8 +181,8 @@ class ZmqLink:
             event = self.poll()
             if event is not None:
                 return event
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._inbox.arrived.clear()
+            await self._inbox.arrived.wait()
         raise LinkClosed
 
     def poll(self) -> LinkEvent | None:
@@ -205,8 +195,7 @@ class ZmqLink:
             self._drain()
         if not self._inbox:
             return None
-        arrival = self._inbox.popleft()
-        self._inbox_bytes -= arrival.control_bytes
+        arrival = self._inbox.pop()
         if arrival.bulk_bytes and arrival.peer is not None:
             arrival.peer.inlet.taken(arrival.bulk_bytes)
             self._answer(arrival.peer)
@@ -217,7 +206,7 @@ class ZmqLink:
         if self._is_closed:
             return
         self._is_closed = True
-        self._arrived.set()
+        self._inbox.arrived.set()
         self._loop.remove_reader(self._router.fileno())
         deadline = self._loop.time() + LINGER_S
         try:
@@ -246,17 +235,22 @@ class ZmqLink:
         """A peer's connection is gone: tell it, after what it said last."""
         self._loop.call_later(LOSS_GRACE_S, self._tell_loss, peer)
 
-    def malformed(self, peer: Peer, reason: str) -> None:
+    def malformed(self, peer: Peer, error: WireError) -> None:
         """Count what was dropped, report it once, cut the peer off when it is too much."""
-        self.stats.dropped_malformed += 1
-        if self._peers.get(peer.node) is not peer:
+        complaint = self._conducts.complain(peer.node, error, self._loop.time())
+        if self._peers.get(peer.node) is not peer or not complaint.reason:
             return
-        reason = reason[:200]
-        if peer.conduct.is_too_much(self._loop.time()):
+        if complaint.is_too_much:
             self.forget(peer.node)
-            self._put(Arrival(Malformed(peer.node, "cut off: too many malformed messages"), None))
-        elif peer.conduct.is_new(reason):
-            self._put(Arrival(Malformed(peer.node, reason), peer))
+            self._conducts.cut_off(peer.node, peer.endpoint)
+            self._loop.call_later(self._limits.cut_off_s, self._readmit, peer.node)
+        source = None if complaint.is_too_much else peer
+        self._inbox.put(Arrival(Malformed(peer.node, complaint.reason), source))
+
+    def _readmit(self, node: NodeId) -> None:
+        endpoint = self._conducts.readmit(node)
+        if endpoint is not None:
+            self.know(node, endpoint)
 
     def sent(self) -> None:
         """Wake `close`, which waits for the last message to leave."""
@@ -266,15 +260,10 @@ class ZmqLink:
         if self._is_closed or self._peers.get(peer.node) is not peer:
             return
         self._drain()
-        self._put(Arrival(Closed(peer.node), peer))
+        self._inbox.put(Arrival(Closed(peer.node), peer))
 
     def _refused(self) -> None:
         self.stats.dropped_unauthorised += 1
-
-    def _put(self, arrival: Arrival) -> None:
-        self._inbox.append(arrival)
-        self._inbox_bytes += arrival.control_bytes
-        self._arrived.set()
 
     def _drain(self) -> None:
         """Read what the ROUTER has, as far as the inbox has room; the rest waits in TCP."""
@@ -282,7 +271,7 @@ class ZmqLink:
         for _ in range(_BATCH):
             # Asked for even when there is no room: asking is what clears the wake-up.
             events = 0 if self._is_closed else events_of(self._router)
-            if not events & READABLE or self._is_full:
+            if not events & READABLE or self._inbox.is_full:
                 return
             self._read()
         self._drain_soon()
@@ -291,11 +280,6 @@ class ZmqLink:
         if not self._drain_is_due:
             self._drain_is_due = True
             self._loop.call_soon(self._drain)
-
-    @property
-    def _is_full(self) -> bool:
-        limits = self._limits
-        return len(self._inbox) >= limits.inbox_messages_max or self._inbox_bytes >= limits.inbox_bytes_max
 
     def _read(self) -> None:
         route = self._router.recv(NOBLOCK)
@@ -309,7 +293,7 @@ class ZmqLink:
         try:
             self._take(peer, route, frames)
         except WireError as error:
-            self.malformed(peer, str(error))
+            self.malformed(peer, error)
         self._answer(peer)
 
     def _take(self, peer: Peer, route: bytes, frames: list[zmq.Frame]) -> None:
@@ -321,9 +305,11 @@ class ZmqLink:
         self.stats.messages_received += 1
         received = Received(peer.node, message)
         if message.body.lane == "bulk":
-            self._put(Arrival(received, peer, bulk_bytes=message.nbytes))
+            self._inbox.put(Arrival(received, peer, bulk_bytes=message.nbytes))
         else:
-            self._put(Arrival(received, peer, control_bytes=nbytes_of([frame.buffer for frame in frames])))
+            self._inbox.put(
+                Arrival(received, peer, control_bytes=nbytes_of([frame.buffer for frame in frames]))
+            )
 
     def _answer(self, peer: Peer) -> None:
         """Send the credit that a peer has earned."""

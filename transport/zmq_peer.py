@@ -1,8 +1,7 @@
-"""What a ZeroMQ link keeps about one peer: two lanes out, what comes in, and its conduct."""
+"""What a ZeroMQ link keeps about one peer: two lanes out, and what comes in."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 import struct
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from transport.link import Endpoint, LinkStats
 from transport.machine import NodeId
 from transport.reassembly import Inlet, Memory
 from transport.segments import Credit, LinkLimits, Outbox
-from transport.wire import Lane, Message, Schema, check_buffers
+from transport.wire import Lane, Message, Schema, WireError, check_buffers
 from transport.zmq_dialer import Callee, Dialer
 from transport.zmq_socket import Context, CurveKeys
 
@@ -43,41 +42,13 @@ class Exchange(Protocol):
         """The connection went away, or could not be made; told once until it stands again."""
         ...
 
-    def malformed(self, peer: Peer, reason: str) -> None:
+    def malformed(self, peer: Peer, error: WireError) -> None:
         """Something it said was dropped."""
         ...
 
     def sent(self) -> None:
         """A whole message was handed over."""
         ...
-
-
-class Conduct:
-    """The malformed messages of a peer: which to report, and when it is too much.
-
-    Old errors are forgotten at a constant rate, so that a peer of a neighbouring version, which
-    says something unknown now and then, is not cut off for it.
-    """
-
-    def __init__(self, limits: LinkLimits, now: float) -> None:
-        self._limits = limits
-        self._errors = 0.0
-        self._since = now
-        self._reasons: set[str] = set()
-
-    def is_new(self, reason: str) -> bool:
-        """Whether a reason was not reported before. What is remembered is bounded."""
-        if reason in self._reasons or len(self._reasons) >= self._limits.errors_max:
-            return False
-        self._reasons.add(reason)
-        return True
-
-    def is_too_much(self, now: float) -> bool:
-        """Count one error; True once the budget is spent."""
-        forgiven = (now - self._since) * self._limits.errors_forgiven_per_s
-        self._errors = max(0.0, self._errors - forgiven) + 1
-        self._since = now
-        return self._errors > self._limits.errors_max
 
 
 class Peer:
@@ -87,7 +58,6 @@ class Peer:
     def __init__(self, node: NodeId, endpoint: Endpoint, shared: Shared, exchange: Exchange) -> None:
         self.node = node
         self.endpoint = endpoint
-        self.conduct = Conduct(shared.limits, asyncio.get_running_loop().time())
         self.inlet = Inlet(shared.schema, shared.limits, shared.memory, shared.stats)
         self._shared = shared
         self._exchange = exchange
@@ -166,9 +136,9 @@ class Peer:
         self._redial()
         self.reached(False)
 
-    def bad(self, reason: str) -> None:
+    def bad(self, error: WireError) -> None:
         """It answered with something malformed."""
-        self._exchange.malformed(self, reason)
+        self._exchange.malformed(self, error)
 
     def sent(self) -> None:
         """A message left."""

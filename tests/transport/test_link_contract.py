@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar
 
+import msgpack
 import pytest
 import zmq
 
-from transport.link import Closed, Endpoint, Link, LinkClosed, LinkEvent, Received
+from transport.link import Closed, Endpoint, Link, LinkClosed, LinkEvent, Malformed, Received
 from transport.machine import NodeId
+from transport.segments import LinkLimits
 from transport.sim_network import LinkShape, SimNetwork
 from transport.virtual_time import run_virtual
 from transport.wire import Body, Lane, Message, Schema, TensorSpec
@@ -34,15 +36,34 @@ class Cargo(Body):
 
 SCHEMA = Schema((Note, Cargo))
 ANN, BOB, EVE = NodeId("a" * 64), NodeId("b" * 64), NodeId("e" * 64)
-Open = Callable[[NodeId], Awaitable[Link]]
+Open = Callable[..., Awaitable[Link]]
+
+
+class Rude(Body):
+    """A kind that only a rude peer speaks."""
+
+    kind: ClassVar[str] = "rude"
+    number: int = 0
+
+
+class Newer(Schema):
+    """A note says which protocol version it is of."""
+
+    def pack(self, body: Body) -> bytes:
+        assert isinstance(body, Note)
+        return bytes(msgpack.packb({"v": body.number, "k": body.kind, "number": body.number}))
 
 
 @dataclass(frozen=True)
 class World:
-    """run: runs a coroutine to its end. opener: called inside it, gives what opens links."""
+    """run: runs a coroutine to its end. opener: called inside it, gives what opens links.
+
+    brief: opens links whose cut-offs end within the test, in this world's time.
+    """
 
     run: Callable[[Coroutine[Any, Any, None]], None]
     opener: Callable[[], Open]
+    brief: Callable[[], Open]
 
 
 def _simulated() -> Open:
@@ -58,26 +79,31 @@ def _simulated_and_worn() -> Open:
 
 
 def _on(network: SimNetwork) -> Open:
-    async def open_link(me: NodeId) -> Link:
-        return network.open(me, curve_key=me[:1] * 40, schema=SCHEMA)
+    async def open_link(me: NodeId, schema: Schema = SCHEMA) -> Link:
+        return network.open(me, curve_key=me[:1] * 40, schema=schema)
 
     return open_link
 
 
-def _over_sockets() -> Open:
-    async def open_link(me: NodeId) -> Link:
+def _over_sockets(limits: LinkLimits | None = None) -> Open:
+    async def open_link(me: NodeId, schema: Schema = SCHEMA) -> Link:
         public, secret = zmq.curve_keypair()
         return await ZmqLink.open(
-            me=me, curve_public=public.decode(), curve_secret=secret.decode(), schema=SCHEMA, host="127.0.0.1"
+            me=me,
+            curve_public=public.decode(),
+            curve_secret=secret.decode(),
+            schema=schema,
+            host="127.0.0.1",
+            limits=limits,
         )
 
     return open_link
 
 
 WORLDS = {
-    "simulated": World(run_virtual, _simulated),
-    "worn": World(run_virtual, _simulated_and_worn),
-    "zmq": World(asyncio.run, _over_sockets),
+    "simulated": World(run_virtual, _simulated, _simulated),
+    "worn": World(run_virtual, _simulated_and_worn, _simulated_and_worn),
+    "zmq": World(asyncio.run, _over_sockets, lambda: _over_sockets(LinkLimits(cut_off_s=0.2))),
 }
 
 
@@ -87,9 +113,12 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 @asynccontextmanager
-async def _links(world: World, *nodes: NodeId) -> AsyncIterator[list[Link]]:
-    open_link = world.opener()
-    links = [await open_link(node) for node in nodes]
+async def _links(
+    world: World, *nodes: NodeId, eve: Schema = SCHEMA, brief: bool = False
+) -> AsyncIterator[list[Link]]:
+    """eve: what Eve speaks."""
+    open_link = world.brief() if brief else world.opener()
+    links = [await open_link(node, eve if node == EVE else SCHEMA) for node in nodes]
     try:
         yield links
     finally:
@@ -237,6 +266,73 @@ def test_a_forgotten_peer_is_neither_sent_to_nor_heard(world: World) -> None:
             eve.send(BOB, Message(Note(number=2)))
             ann.send(BOB, Message(Note(number=3)))
             assert await _received(bob, 1) == [Received(ANN, Message(Note(number=3)))]
+
+    world.run(scenario())
+
+
+async def _insulted(bob: Link, eve: Link) -> list[str]:
+    """Eve says what nobody understands until Bob has had enough; the reasons he gives."""
+    reasons = list[str]()
+    async with asyncio.timeout(30):
+        for number in range(1000):
+            eve.send(BOB, Message(Rude(number=number)))
+        while not reasons or "cut off" not in reasons[-1]:
+            event = await bob.recv()
+            reasons += [event.reason] if isinstance(event, Malformed) else []
+    return reasons
+
+
+def test_a_peer_that_keeps_sending_nonsense_is_cut_off_though_it_be_known_again(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, ANN, BOB, EVE, eve=Schema((Note, Rude))) as (ann, bob, eve):
+            _introduce(ann=ann, bob=bob, eve=eve)
+            unknown, cut_off = await _insulted(bob, eve)
+            assert unknown == "unknown kind 'rude'"
+            assert cut_off == "cut off for 600 s: too many malformed messages"
+            bob.know(EVE, eve.endpoint)
+            bob.know(EVE, Endpoint("tcp://127.0.0.1:1", eve.endpoint.curve_key))
+            bob.forget(EVE)
+            bob.know(EVE, eve.endpoint)
+            assert not bob.send(EVE, Message(Note()))
+            refused = bob.stats.dropped_unauthorised
+            async with asyncio.timeout(10):
+                while bob.stats.dropped_unauthorised == refused:
+                    eve.send(BOB, Message(Note(number=666)))
+                    await asyncio.sleep(0.01)
+            ann.send(BOB, Message(Note(number=1)))
+            assert await _received(bob, 1) == [Received(ANN, Message(Note(number=1)))]
+
+    world.run(scenario())
+
+
+def test_a_cut_off_ends_by_itself(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, BOB, EVE, eve=Schema((Note, Rude)), brief=True) as (bob, eve):
+            _introduce(bob=bob, eve=eve)
+            await _insulted(bob, eve)
+            heard: LinkEvent | None = None
+            async with asyncio.timeout(700):
+                while not isinstance(heard, Received):
+                    eve.send(BOB, Message(Note(number=1)))
+                    await asyncio.sleep(0.05)
+                    heard = bob.poll()
+            assert heard == Received(EVE, Message(Note(number=1)))
+
+    world.run(scenario())
+
+
+def test_another_protocol_version_is_told_once_and_never_cut_off(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, BOB, EVE, eve=Newer((Note,))) as (bob, eve):
+            _introduce(bob=bob, eve=eve)
+            for _ in range(300):
+                assert eve.send(BOB, Message(Note(number=2)))
+            assert eve.send(BOB, Message(Note(number=1)))
+            async with asyncio.timeout(30):
+                assert await bob.recv() == Malformed(EVE, "speaks version 2; this node speaks 1")
+                assert await bob.recv() == Received(EVE, Message(Note(number=1)))
+            assert bob.stats.dropped_version == 300
+            assert bob.stats.dropped_malformed == 0
 
     world.run(scenario())
 

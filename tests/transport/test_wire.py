@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.messages import WORK_KINDS, Accept
-from transport.wire import Schema, WireError
+from transport.wire import OtherVersion, Schema, WireError
 
 SCHEMA = Schema(WORK_KINDS)
 ACCEPT = Accept(cell="c0", slot=3, term=1, digest="ab")
@@ -23,7 +23,10 @@ def test_a_body_survives_the_wire() -> None:
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (packed(v=2), "protocol version"),
+        (packed(v=2), "speaks version 2; this node speaks 1"),
+        (packed(v=True), "no protocol version"),
+        (packed(v="1"), "no protocol version"),
+        (packed(v=0), "no protocol version"),
         (packed(k="nope"), "unknown kind"),
         (packed(slot=-1), "slot"),
         (packed(slot="3"), "slot"),
@@ -39,6 +42,14 @@ def test_a_body_survives_the_wire() -> None:
 def test_bad_headers_are_refused_with_a_reason(header: bytes, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         SCHEMA.unpack(header)
+
+
+def test_only_another_version_is_an_other_version() -> None:
+    with pytest.raises(OtherVersion):
+        SCHEMA.unpack(packed(v=2, k="nope", extra=1))
+    with pytest.raises(WireError) as raised:
+        SCHEMA.unpack(packed(v=None))
+    assert not isinstance(raised.value, OtherVersion)
 
 
 @given(st.binary(max_size=200))
