@@ -11,8 +11,10 @@ from transport.identity import (
     CERTIFICATE_DAYS,
     DAY_S,
     Certificate,
+    CertificateError,
     RunKeyGrant,
     SigningKey,
+    check_certificate,
     node_id,
     open_binding,
     open_grant,
@@ -21,6 +23,8 @@ from transport.identity import (
 from transport.invitation import Invitation, InvitationTerms, sign_invitation
 from transport.machine import NodeId
 from transport.wire import Signed, WireError
+
+REVOKED_NODE = "this node was revoked and may not join this job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,10 @@ class Ledger:
         nodes = self.spent.get(invitation.jti, ())
         spent = nodes if node in nodes else (*nodes, node)
         return Ledger({**self.spent, invitation.jti: spent}, self.serial + 1)
+
+    def renewed(self) -> Ledger:
+        """The ledger once a certificate was renewed: that spends nothing."""
+        return Ledger(self.spent, self.serial + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +112,26 @@ class Authority:
         if invitation.jti in revoked:
             return "the invitation was revoked: ask for a new one"
         if node in revoked:
-            return "this node was revoked and may not join this job"
+            return REVOKED_NODE
         if not ledger.admits(invitation, node):
             return f"the invitation is spent: all its uses ({invitation.uses}) are taken, ask for a new one"
         return ""
+
+    def renewal(
+        self, held: bytes, node: NodeId, revoked: Collection[str], now_wall: float
+    ) -> tuple[str, str]:
+        """(why this certificate is not renewed for this node, its role); one of them is empty."""
+        try:
+            certificate = check_certificate(
+                held, job=self.job.digest, root_public=self.root_key, now_wall=now_wall
+            )
+        except CertificateError as error:
+            return str(error), ""
+        if certificate.node != node:
+            return "the certificate to be renewed is another node's", ""
+        if node in revoked:
+            return REVOKED_NODE, ""
+        return "", certificate.role
 
     def binding_objection(self, binding: Signed, public_key: bytes, proved_key: str) -> str:
         """Why this is not the node's word on the CURVE key its connection proves; empty if it is."""

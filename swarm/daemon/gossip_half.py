@@ -90,6 +90,12 @@ class GossipHalf:
         """Spread a notice."""
         self._driver.act(self._membership.publish(topic, version, notice, self._now()))
 
+    def recertify(self, certificate: bytes) -> None:
+        """Show the others this certificate from now on."""
+        now = self._now()
+        self._membership.own.recertify(certificate, now)
+        self._driver.act(self._membership.tick(now))
+
     def leave(self, reason: str) -> None:
         """Ask the training half to hand over; `run` ends when it has."""
         self._leaving = True

@@ -125,14 +125,17 @@ async def join(
     waiting: Callable[[str], None] = lambda _: None,
     answer_s: float = ANSWER_S,
     rng: random.Random | None = None,
+    certificate: bytes = b"",
 ) -> Welcomed:
     """Spend an invitation: retry until the lobby answers, verify what it hands over.
+
+    certificate: one to be renewed; the invitation then only says where the lobby is.
 
     gossip, work: "tcp://host:port" that the others will dial. waiting: told, before each pause,
     what is being waited for. answer_s: how long one knock waits. Raises JoinRefused, or
     LobbyUnreachable after `timeout_s`.
     """
-    newcomer = _Newcomer(invitation, identity, gossip, work, answer_s)
+    newcomer = _Newcomer(invitation, identity, gossip, work, answer_s, certificate)
     context = zmq.asyncio.Context()
     try:
         async with asyncio.timeout(timeout_s):
@@ -154,6 +157,7 @@ class _Newcomer:
     gossip: str
     work: str
     answer_s: float
+    certificate: bytes
 
     async def knock(
         self, context: zmq.asyncio.Context, waiting: Callable[[str], None], rng: random.Random
@@ -202,6 +206,7 @@ class _Newcomer:
             binding=self.identity.bind_curve(self.invitation.job),
             gossip=self.gossip,
             work=self.work,
+            certificate=self.certificate,
         )
         return Join(request=self.identity.sign("join", pack_payload(request)))
 

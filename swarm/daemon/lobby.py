@@ -30,7 +30,7 @@ from transport.identity import (
     verify,
 )
 from transport.invitation import INVITATION_CHARS_MAX, InvitationError, TcpAddress, parse_invitation
-from transport.machine import Effect
+from transport.machine import Effect, NodeId
 from transport.wire import Body, Schema, Signed, WireError, WireLimits
 
 JOIN_LIMITS = WireLimits(header_bytes_max=16_384, depth_max=4)
@@ -58,6 +58,7 @@ class JoinRequest(Part):
     """Payload of a `Join`, in domain "join", signed by the newcomer's identity.
 
     binding: its word on the CURVE key of this connection. gossip, work: where it will listen.
+    certificate: one that still holds, to be renewed; then the invitation is not asked for.
     """
 
     nonce: Nonce
@@ -66,6 +67,7 @@ class JoinRequest(Part):
     binding: Signed
     gossip: TcpAddress
     work: TcpAddress
+    certificate: Annotated[bytes, Field(max_length=CERTIFICATE_BYTES_MAX)] = b""
 
 
 class Join(Body):
@@ -279,20 +281,17 @@ class Lobby:
         revoked: Collection[str],
     ) -> list[Effect]:
         node = node_id(request.public_key)
-        try:
-            invitation = parse_invitation(request.invitation)
-        except InvitationError as error:
-            return _refuse(client, str(error), peer=node)
-        objection = self.authority.objection(
-            invitation, node, self.ledger, revoked, now_wall
-        ) or self.authority.binding_objection(request.binding, request.public_key, client.curve_key)
+        objection, role, after = self._entitled(request, node, revoked, now_wall)
+        objection = objection or self.authority.binding_objection(
+            request.binding, request.public_key, client.curve_key
+        )
         if objection:
             return _refuse(client, objection, peer=node, revoked=node in revoked)
-        self.ledger = self.ledger.after(invitation, node)
+        self.ledger = after
         certificate, data = self.authority.certify(
             request.public_key,
             request.binding,
-            role=invitation.role,
+            role=role,
             serial=self.ledger.serial,
             now_wall=now_wall,
         )
@@ -300,8 +299,22 @@ class Lobby:
             KeepLedger(self.ledger),
             Admitted(certificate, request.gossip, request.work),
             Reply(self._welcome(data, members, now_wall)),
-            Noted("joined", {"peer": node[:12], "role": invitation.role, "address": client.address}),
+            Noted("joined", {"peer": node[:12], "role": role, "address": client.address}),
         ]
+
+    def _entitled(
+        self, request: JoinRequest, node: NodeId, revoked: Collection[str], now_wall: float
+    ) -> tuple[str, str, Ledger]:
+        """(objection, role, ledger afterwards), by an earlier certificate or by an invitation."""
+        if request.certificate:
+            objection, role = self.authority.renewal(request.certificate, node, revoked, now_wall)
+            return objection, role, self.ledger.renewed()
+        try:
+            invitation = parse_invitation(request.invitation)
+        except InvitationError as error:
+            return str(error), "", self.ledger
+        objection = self.authority.objection(invitation, node, self.ledger, revoked, now_wall)
+        return objection, invitation.role, self.ledger.after(invitation, node)
 
     def _welcome(self, certificate: bytes, members: Sequence[Signed], now_wall: float) -> Welcome:
         # Gossip brings the rest: a newcomer only needs enough to find somebody alive.

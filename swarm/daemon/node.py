@@ -26,6 +26,7 @@ from swarm.daemon.lock import lock_directory
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.options import NodeOptions, UserError
 from swarm.daemon.process import GOSSIP_SLICE_NS, choose_slice
+from swarm.daemon.renewing import keep_certified
 from swarm.daemon.status import StatusServer, serve_status
 from swarm.events import Emit, Event, EventFile, wall_time
 from swarm.gossip.config import volunteer_wan
@@ -148,7 +149,7 @@ class Node:
             )
             half = GossipHalf(setup, link, bridge)
             half.seed((*welcomed.members, *read_members(options.data_dir)))
-            return await self._serve(half, emit)
+            return await self._serve(half, emit, welcomed, invitation)
         finally:
             await link.close()
             bridge.close()
@@ -195,7 +196,9 @@ class Node:
         emit(Event("joined", wall_time(), self.identity.node, {"job": welcomed.job.digest}))
         return welcomed
 
-    async def _serve(self, half: GossipHalf, emit: Emit) -> int:
+    async def _serve(
+        self, half: GossipHalf, emit: Emit, welcomed: Welcomed, invitation: Invitation | None
+    ) -> int:
         port = self.options.status_port
         server = await serve_status(half.snapshot, port=port) if port is not None else None
         info: dict[str, object] = {
@@ -209,9 +212,14 @@ class Node:
         code = 0
         try:
             async with asyncio.TaskGroup() as tasks:
-                keeping = tasks.create_task(remember_members(half, self.options.data_dir))
+                directory = self.options.data_dir
+                others = [tasks.create_task(remember_members(half, directory))]
+                if invitation is not None:
+                    renewing = keep_certified(half, self.identity, invitation, welcomed, directory, wall_time)
+                    others.append(tasks.create_task(renewing))
                 code = await run_until_told(half, LEAVE_S)
-                keeping.cancel()
+                for task in others:
+                    task.cancel()
         except* UserError as group:
             raise group.exceptions[0] from None
         finally:

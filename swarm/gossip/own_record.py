@@ -53,6 +53,11 @@ class OwnRecord:
             self.due = max(now, self._told_at + self._config.facts_s * max(1.0, members / TALKATIVE))
         return any(getattr(facts, name) != getattr(told, name) for name in URGENT)
 
+    def recertify(self, certificate: bytes, now: float) -> None:
+        """Show this certificate from the next record on, which is due now."""
+        self.record = self.record.model_copy(update={"certificate": certificate})
+        self.due = now
+
     def renew(self, now: float, *, beyond: int | None = None) -> None:
         """Sign the present facts; with `beyond`, at an incarnation higher than that."""
         changes: dict[str, object] = {"seq": self.record.seq + 1, "facts": self._facts}

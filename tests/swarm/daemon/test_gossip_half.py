@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from gossip_halves import WORLDS, Seat, Table, World
+from gossip_halves import WALL, WORLDS, Seat, Table, World
 
 from swarm.daemon.bridge import (
     FactsChanged,
@@ -261,6 +261,25 @@ def test_who_can_go_on_alone_does(simulate: Callable[[Scene], None]) -> None:
         other.bridge.send(Left(reason="the job is finished"))
         await asyncio.sleep(60.0)
         assert not await returned.heard(Stop)
+
+    simulate(scene)
+
+
+def test_a_renewed_certificate_reaches_everyone(simulate: Callable[[Scene], None]) -> None:
+    async def scene(table: Table) -> None:
+        _, renewed, other = await table.meet(2)
+        identity, authority = renewed.identity, table.issuer.authority
+        binding = identity.bind_curve(table.issuer.job.digest)
+        _, certificate = authority.certify(
+            identity.public_key, binding, role="worker", serial=99, now_wall=WALL + 60
+        )
+        renewed.half.recertify(certificate)
+
+        def shows_it(body: MemberChanged) -> bool:
+            return body.record.signer == identity.node and certificate in body.record.payload
+
+        await other.hears(MemberChanged, shows_it)
+        assert other.half.view.status(identity.node) == "alive"
 
     simulate(scene)
 

@@ -8,6 +8,8 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import zmq
@@ -19,11 +21,16 @@ from swarm.daemon.joining import JoinRefused, LobbyUnreachable, Welcomed, join, 
 from swarm.daemon.lobby import FROM_LOBBY, TO_LOBBY, Admitted, Challenge, Hello, Refused
 from swarm.daemon.lobby_server import open_lobby, serve_lobby
 from swarm.daemon.options import UserError
+from swarm.daemon.renewing import due_at, keep_certified
 from swarm.events import Event, wall_time
 from swarm.job import Job, dump_job
-from transport.identity import Identity, check_certificate, curve_public
+from transport.identity import DAY_S, Identity, check_certificate, curve_public
 from transport.invitation import Invitation
 from transport.wire import Signed
+
+if TYPE_CHECKING:
+    from swarm.daemon.gossip_half import GossipHalf
+    from transport.identity import Certificate
 
 RNG = random.Random(21)
 NODE, OTHER = Identity.create(RNG), Identity.create(RNG)
@@ -305,3 +312,34 @@ async def test_a_wrong_clock_is_named(
     async with open_house(tmp_path):
         with pytest.raises(JoinRefused, match=rf"clock is 3600 s {side} the coordinator's: set it"):
             await enter(make_invitation(tmp_path))
+
+
+async def test_a_certificate_is_renewed_in_time_though_its_invitation_is_spent(tmp_path: Path) -> None:
+    events: list[Event] = []
+    shown: asyncio.Queue[bytes] = asyncio.Queue()
+    kept = tmp_path / "node"
+
+    async with open_house(tmp_path / "job") as house:
+        once = make_invitation(tmp_path / "job", uses=1)
+        first = await enter(once)
+        setup = SimpleNamespace(
+            record=SimpleNamespace(gossip="tcp://127.0.0.1:4000", work="tcp://127.0.0.1:4001"),
+            emit=events.append,
+        )
+        half = cast("GossipHalf", SimpleNamespace(setup=setup, recertify=shown.put_nowait))
+        later = wall_time() + 25 * DAY_S
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(keep_certified(half, NODE, once, first, kept, lambda: later))
+            renewed = await shown.get()
+            keeping.cancel()
+        assert house.kinds()[:2] == ["joined", "joined"]
+    assert renewed != first.certificate
+    again = load_welcomed(kept, NODE, wall_time())
+    assert again is not None
+    assert again.certificate == renewed
+    assert [event.kind for event in events][:1] == ["joined"]
+
+
+def test_a_certificate_is_due_while_a_third_of_its_life_is_left() -> None:
+    life = SimpleNamespace(not_before=1000, not_after=4000)
+    assert due_at(cast("Certificate", life)) == 3000

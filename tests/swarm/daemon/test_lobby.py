@@ -30,6 +30,7 @@ from swarm.daemon.lobby import (
 from swarm.events import Noted
 from swarm.job import Job, parse_job
 from transport.identity import (
+    DAY_S,
     Identity,
     RunKeyGrant,
     SigningKey,
@@ -322,3 +323,40 @@ def test_no_order_of_arrivals_gives_an_invitation_more_nodes_than_uses(
         world.join(people[name], invite(jti=f"{uses:016x}", uses=uses))
     for jti, nodes in world.lobby.ledger.spent.items():
         assert len(nodes) == len(set(nodes)) <= int(jti)
+
+
+def certificate_of(world: World, who: Identity = NODE) -> bytes:
+    welcome = answer(world.join(who))
+    assert isinstance(welcome, Welcome)
+    return welcome.certificate
+
+
+def renew(world: World, who: Identity, held: bytes, **given: Any) -> list[Effect]:
+    client = client_of(who)
+    return world.say(client, request(who, world.nonce(client), "", certificate=held), **given)
+
+
+def test_a_certificate_that_holds_is_renewed_without_an_invitation() -> None:
+    world = World()
+    held = certificate_of(world)
+    spent = world.lobby.ledger.spent
+    world.wall += 20 * DAY_S
+    welcome = answer(renew(world, NODE, held))
+    assert isinstance(welcome, Welcome)
+    renewed = check_certificate(
+        welcome.certificate, job=JOB.digest, root_public=OURS.root_key, now_wall=WALL + 39 * DAY_S
+    )
+    assert (renewed.node, renewed.role) == (NODE.node, "worker")
+    assert world.lobby.ledger.spent == spent
+    assert world.lobby.ledger.serial == 2
+
+
+def test_only_the_holder_of_a_valid_certificate_has_it_renewed() -> None:
+    world = World()
+    held = certificate_of(world)
+    before = world.lobby.ledger
+    assert_refused(world, renew(world, OTHER, held), "another node's", before)
+    assert_refused(world, renew(world, NODE, held[:-1]), "certificate refused", before)
+    assert_refused(world, renew(world, NODE, held, revoked={NODE.node}), "this node was revoked", before)
+    world.wall += 31 * DAY_S
+    assert_refused(world, renew(world, NODE, held), "it has expired", before)
