@@ -24,6 +24,9 @@ from swarm.lab.world import Outcome, WorldOptions, run_world
 NODES = 20
 """Of the demo recipe, if nobody says how many."""
 
+LAST_EVENTS = 12
+"""Shown of a run that broke something."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateOptions:
@@ -57,11 +60,23 @@ def run_simulate(options: SimulateOptions) -> dict[str, Any]:
     began, computed = time.monotonic(), time.process_time()
     outcome = run_world(world)
     real_s, cpu_s = time.monotonic() - began, time.process_time() - computed
-    found = summary(outcome, real_s) | {"cpu_s": round(cpu_s, 3)}
+    found = summary(outcome, real_s) | {"cpu_s": round(cpu_s, 3)} | _replay(options, outcome)
     found["events"] = str(write_run(outcome.events, options.out))
     if options.plot is not None:
         plot_run(outcome.events, outcome.seconds, options.plot)
         found["plot"] = str(options.plot)
+    return found
+
+
+def _replay(options: SimulateOptions, outcome: Outcome) -> dict[str, Any]:
+    """What plays this run again; if something broke, what came last, and when to stop before it."""
+    found: dict[str, Any] = {"seed": options.seed}
+    if options.churn or options.trace is not None:
+        found["speed_up"] = options.speed_up
+    if outcome.broken:
+        # The world was looked at a second before it was found broken, and lived on for one more.
+        found["whole_until_s"] = max(1.0, round(outcome.seconds - 2.0, 3))
+        found["last"] = [e.line() for e in outcome.events if e.kind != "progress"][-LAST_EVENTS:]
     return found
 
 
@@ -171,6 +186,11 @@ def render(found: dict[str, Any]) -> str:
         f"loss {found['loss_first']} -> {found['loss_last']}, on held-out text {found['loss_validation']}",
         f"killed: {', '.join(found['killed']) or 'nobody'}; recoveries: {recoveries}",
         f"events: {found['events']}",
+        *([f"churn {found['speed_up']:g} times as fast"] if "speed_up" in found else []),
         *(f"BROKEN: {sentence}" for sentence in found["broken"]),
+        *(f"    {line[:200]}" for line in found.get("last", ())),
     ]
+    if found["broken"]:
+        until = f"--until {found['whole_until_s']:g}"
+        lines.append(f"again, up to just before: the same command with --seed {found['seed']} {until}")
     return "\n".join(lines)

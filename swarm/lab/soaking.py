@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swarm.lab.simulate import write_run
+from swarm.lab.simulate import LAST_EVENTS, write_run
 from swarm.lab.soak import CLASSES, Scenario, draw, play
 from swarm.lab.world import Outcome
 
 BEFORE_S = 1.0
 """A world is looked at every virtual second: so much earlier, what broke was not broken yet."""
-LAST_EVENTS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,23 +36,58 @@ for_s = 3
 [[fault]]
 at_s = 5
 kind = "slow_link"
-node = "node:2"
+node = "random"
 factor = 5
 for_s = 5
 [[fault]]
 at_s = 6
 kind = "slow_compute"
-node = "node:3"
+node = "random"
 factor = 5
 for_s = 5
+[[fault]]
+at_s = 2
+kind = "disk_full"
+node = "coordinator"
+for_s = 4
+[[fault]]
+at_s = 2
+kind = "clock_skew"
+node = "holder:1"
+by_s = -3600
+for_s = 4
+[[fault]]
+at_s = 8
+kind = "cut"
+between = [["node:0"], ["node:2"]]
+one_way = true
+for_s = 2
+[[fault]]
+per_hour = 0.99
+until_s = 30
+kind = "pause"
+node = "random"
+for_s = 0.5
 """
+KINDS = (
+    "restart",
+    "corrupt",
+    "pause",
+    "partition",
+    "slow_link",
+    "slow_compute",
+    "disk_full",
+    "clock_skew",
+    "cut",
+)
+CHURN = ("--churn", "60", "--speed-up", "20")
 
 
 def simulate(directory: Path, *, seed: int, hash_seed: int) -> tuple[bytes, dict[str, object]]:
     out = directory / f"out-{seed}-{hash_seed}"
     inputs = [str(directory / "job.toml"), "--faults", str(directory / "faults.toml")]
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *inputs, "--seed", str(seed), "--out", str(out), "--json"],
+        [sys.executable, "-c", COMMAND, *inputs, *CHURN, "--seed", str(seed), "--out", str(out), "--json"],
         cwd=ROOT,
         env={"PYTHONHASHSEED": str(hash_seed)},
         capture_output=True,
@@ -79,7 +114,9 @@ def test_two_processes_write_the_same_bytes_and_another_seed_writes_others(job_d
     assert first != other
     assert found["finished"]
     assert found["iterations"] == 12
-    assert len(found["killed"]) == 1  # type: ignore[arg-type]
+    assert len(found["killed"]) > 1  # type: ignore[arg-type]
+    done = {json.loads(line).get("what") for line in first.splitlines() if b'"event":"fault"' in line}
+    assert set(KINDS) <= done, set(KINDS) - done
 
 
 def test_events_are_in_order_of_virtual_time_and_name_no_path(job_directory: Path) -> None:

@@ -84,4 +84,9 @@ def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
     assert found["recoveries"] == [{"stage": 1, "how": "other_cell", "seconds": 3.0}]
     path = write_run(events, tmp_path)
     assert len(path.read_text().splitlines()) == 5
-    assert "BROKEN: two records" in render(found | {"events": str(path)})
+    again = {"seed": 3, "whole_until_s": 7.0, "last": ['{"event":"fault"}'], "speed_up": 60.0}
+    text = render(found | {"events": str(path)} | again)
+    assert "BROKEN: two records" in text
+    assert '{"event":"fault"}' in text
+    assert "churn 60 times as fast" in text
+    assert text.endswith("--seed 3 --until 7")
