@@ -11,17 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarm.messages import Averaged, Close, Gradient, StageSum, Summed
+from swarm.messages import Averaged, CellRecord, Close, Gradient, Roster, StageSum, Summed
 from swarm.pipeline.follower import Ignored
 from swarm.pipeline.work import ShipFlat
 from transport.machine import Effect, NodeId, Send
 from transport.patience import Patience
 from transport.wire import Message
 
-EARLY_MAX = 64
-"""Gradients kept that came before this node's own Close, one of each sender and stage."""
 EARLY_SLOTS = 2
-"""How far ahead of the last Close they may be: a holder waits for its own Commit, not for others'."""
+"""How far after the last decided slot a gradient may be: one Commit may still be on its way here."""
 
 Part = tuple[Any, int]
 """(flat gradient: a tensor or the message that carries it, its target tokens)."""
@@ -77,10 +75,16 @@ class Averaging:
         self._early: dict[tuple[int, NodeId], Early] = {}
         self._durations = Patience(initial_s=20.0, floor_s=2.0)
         self._begun = 0.0
+        self._tokens_max = 0
 
-    def close(self, close: Close, leader: NodeId, own: Mapping[int, Part], now: float) -> Sequence[Effect]:
-        """The leader closed a slot. `own` has this node's gradients by stage (none for a round)."""
-        self._close, self._leader, self._begun = close, leader, now
+    def close(
+        self, close: Close, leader: NodeId, own: Mapping[int, Part], now: float, *, tokens_max: int
+    ) -> Sequence[Effect]:
+        """The leader closed a slot. `own` has this node's gradients by stage (none for a round).
+
+        tokens_max: target tokens that can have reached a stage, at all its holders together.
+        """
+        self._close, self._leader, self._begun, self._tokens_max = close, leader, now, tokens_max
         self._early = {key: early for key, early in self._early.items() if self._is_due(early, close)}
         self._rows = {
             stage: Row(tuple(NodeId(n) for n in row), until=now + self._durations.limit_s())
@@ -107,34 +111,40 @@ class Averaging:
                 row.parts[holder] = self._early.pop((stage, holder)).part
         return self._reduce_if_complete(stage, row)
 
-    def handle(self, peer: NodeId, body: Gradient, payload: Any) -> Sequence[Effect]:
-        """Another holder's gradient, perhaps before our own Close."""
+    def handle(
+        self, peer: NodeId, body: Gradient, payload: Any, last: CellRecord, planned: Roster = ()
+    ) -> Sequence[Effect]:
+        """Another holder's gradient, perhaps before our own Close.
+
+        last: the newest decided record. planned: holders by stage in the plan at hand, if any.
+        """
         close, row = self._close, self._rows.get(body.stage)
         if close is None or (body.cell, _closing(body)) != (close.cell, _closing(close)):
+            rows = [roster[body.stage] for roster in (last.roster, planned) if body.stage < len(roster)]
+            if not any(peer in holders and self.me in holders for holders in rows):
+                return [Ignored(peer, body.kind, "of no other holder of the stage")]
             early = Early(body.cell, _closing(body), (payload, body.target_tokens))
-            return self._keep_early(peer, body, early)
+            return self._keep_early(peer, body, early, last)
         if row is None or row.reducing or row.holders[0] != self.me or peer not in row.holders:
             return []
         row.parts[peer] = (payload, body.target_tokens)
         return self._reduce_if_complete(body.stage, row)
 
-    def _keep_early(self, peer: NodeId, body: Gradient, early: Early) -> Sequence[Effect]:
-        """Keep the newest of each sender and stage until our own Close."""
-        if self._close is not None and not self._is_due(early, self._close):
+    def _keep_early(self, peer: NodeId, body: Gradient, early: Early, last: CellRecord) -> Sequence[Effect]:
+        """Keep the newest of each other holder until our own Close: no more than the sum will take."""
+        soon = body.cell == last.cell and last.slot < body.slot <= last.slot + EARLY_SLOTS
+        if not soon or (self._close is not None and not self._is_due(early, self._close)):
             return [Ignored(peer, body.kind, "of no slot to come")]
         key = (body.stage, peer)
         older = self._early.get(key)
-        if older is None and len(self._early) >= EARLY_MAX:
-            return [Ignored(peer, body.kind, "too many wait for a Close")]
         if older is None or older.closing <= early.closing:
             self._early[key] = early
         return []
 
     @staticmethod
     def _is_due(early: Early, close: Close) -> bool:
-        """Whether a gradient is for this close or one soon after it; nothing else is worth its place."""
-        ahead = early.closing[0] - close.slot
-        return early.cell == close.cell and early.closing >= _closing(close) and ahead <= EARLY_SLOTS
+        """Whether a gradient is for this close or a later one; nothing else is worth its place."""
+        return early.cell == close.cell and early.closing >= _closing(close)
 
     def observe(self, avoid: frozenset[NodeId]) -> Sequence[Effect]:
         """Do not wait for holders that are gone."""
@@ -159,8 +169,17 @@ class Averaging:
     def _reduce(self, stage: int, row: Row) -> Sequence[Effect]:
         row.reducing = True
         assert self._close is not None
-        parts = [(n, *row.parts[n]) for n in row.holders if n in row.parts]
-        return [Reduce(self._close, stage, tuple(parts))]
+        parts: list[tuple[NodeId, Any, int]] = []
+        effects: list[Effect] = []
+        left = self._tokens_max
+        for node in row.holders:
+            payload, tokens = row.parts.get(node, (None, 0))
+            if tokens > left:
+                effects.append(Ignored(node, Gradient.kind, "more tokens than were planned"))
+            elif node in row.parts:
+                parts.append((node, payload, tokens))
+                left -= tokens
+        return [*effects, Reduce(self._close, stage, tuple(parts))]
 
     def reduced(self, work: Reduce, tensor: Any, squares: float, digest: str, now: float) -> Sequence[Effect]:
         """The sum of a stage is there. A digest of "" says that it was not finite: refused."""

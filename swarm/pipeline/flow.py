@@ -13,10 +13,11 @@ from typing import Any
 
 from swarm.gossip.view import View
 from swarm.job import Job
-from swarm.messages import Backward, CellRecord, Forward, Lost, Plan
+from swarm.messages import Backward, CellRecord, Forward, Lost, Plan, Roster
 from swarm.pipeline.computing import Computing, payload_tensors
 from swarm.pipeline.feeding import Feeding
 from swarm.pipeline.hops import Hops
+from swarm.pipeline.ledger import tokens_max
 from swarm.pipeline.room import microbatches_that_fit
 from swarm.pipeline.work import Ship, ShipFlat, Work
 from transport.codecs import CodecError, encode
@@ -65,6 +66,11 @@ class Flow:
         room = microbatches_that_fit(config, self._job, plan.roster, sizes, self._memory)
         self.feeding.in_flight = min(self._job.pipeline.in_flight, room)
         return [*self.feeding.begin(plan, leader, now), *early]
+
+    def tokens_max(self, *rosters: Roster) -> int:
+        """Target tokens that one stage can see in this slot, with the data nodes of the plan or of these."""
+        data_nodes = max(len(roster[0]) for roster in (*rosters, self.hops.roster) if roster)
+        return data_nodes * tokens_max(self._job)
 
     def close(self) -> None:
         """No new work for this slot."""

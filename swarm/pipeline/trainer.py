@@ -120,7 +120,7 @@ class Trainer:
             case Lost() as body:
                 return self.flow.lost(peer, body, now)
             case Gradient() as body:
-                return self.averaging.handle(peer, body, message)
+                return self.averaging.handle(peer, body, message, self.record, self.flow.hops.roster)
             case Averaged() as body:
                 if body.cell != self.cell or body.stage not in self.computing.stages:
                     return []
@@ -275,11 +275,11 @@ class Trainer:
         mine = [s for s in stages_of(close.roster, self.me) if s in self.computing.stages]
         own = self.computing.gradients(mine, close.roster, self.me) if close.act == "step" else {}
         effects = [*self._without_stages(close, effect.leader)]
-        effects += self.averaging.close(close, effect.leader, own, now)
-        if close.act == "round":
-            for stage in mine:
-                if close.roster[stage][0] == self.me:
-                    effects += self._meet(stage, now)
+        most = self.flow.tokens_max(close.roster, self.record.roster)
+        effects += self.averaging.close(close, effect.leader, own, now, tokens_max=most)
+        for stage in mine if close.act == "round" else ():
+            if close.roster[stage][0] == self.me:
+                effects += self._meet(stage, now)
         return effects
 
     def _meet(self, stage: int, now: float) -> Sequence[Effect]:

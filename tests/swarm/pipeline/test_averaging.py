@@ -1,12 +1,14 @@
 """What was averaged for one slot is never told as another's."""
 
+from collections.abc import Sequence
+
 import torch
 
-from swarm.messages import Close, Gradient, StageSum
-from swarm.pipeline.averaging import EARLY_MAX, EARLY_SLOTS, Averaging, Hold, Reduce
+from swarm.messages import CellRecord, Close, Gradient, StageSum
+from swarm.pipeline.averaging import EARLY_SLOTS, Averaging, Hold, Reduce
 from swarm.pipeline.follower import Ignored
 from swarm.pipeline.stage import tensor_digest
-from transport.machine import NodeId
+from transport.machine import Effect, NodeId
 
 ME, OTHER, LIAR = NodeId("a" * 64), NodeId("b" * 64), NodeId("c" * 64)
 GRADIENT = torch.ones(6)
@@ -18,13 +20,35 @@ def close(slot: int, act: str, attempt: int = 0, *, row: tuple[NodeId, ...] = (M
     )
 
 
-def gradient(slot: int, *, cell: str = "c0", attempt: int = 0, stage: int = 0) -> Gradient:
-    return Gradient(cell=cell, slot=slot, term=1, stage=stage, round_attempt=attempt, target_tokens=4)
+def gradient(
+    slot: int, *, cell: str = "c0", attempt: int = 0, stage: int = 0, term: int = 1, tokens: int = 4
+) -> Gradient:
+    return Gradient(cell=cell, slot=slot, term=term, stage=stage, round_attempt=attempt, target_tokens=tokens)
+
+
+def last(slot: int) -> CellRecord:
+    """The newest decided record: ME and OTHER hold the only stage."""
+    return CellRecord(
+        cell="c0",
+        slot=slot,
+        term=1,
+        act="step",
+        iteration=slot,
+        round=0,
+        previous="",
+        roster=((ME, OTHER),),
+        leader=ME,
+    )
+
+
+def closed(averaging: Averaging, what: Close) -> Sequence[Effect]:
+    own = {} if what.act == "round" else {0: ("mine", 4)}
+    return averaging.close(what, ME, own, 0.0, tokens_max=8)
 
 
 def reducing(averaging: Averaging, slot: int) -> Reduce:
     """A step's slot is closed and its sum is being made."""
-    (reduce,) = averaging.close(close(slot, "step"), ME, {0: (GRADIENT, 4)}, 0.0)
+    (reduce,) = closed(averaging, close(slot, "step"))
     assert isinstance(reduce, Reduce)
     return reduce
 
@@ -40,69 +64,77 @@ def test_a_sum_that_comes_after_the_next_close_is_nobody_s() -> None:
     for later in (close(6, "round"), close(6, "step"), close(5, "step", attempt=1)):
         averaging = Averaging(ME)
         work = reducing(averaging, 5)
-        averaging.close(later, ME, {0: (GRADIENT, 4)}, 1.0)
+        closed(averaging, later)
         assert averaging.reduced(work, GRADIENT, 6.0, tensor_digest(GRADIENT), 2.0) == []
 
 
 def test_what_a_round_made_of_an_anchor_is_not_told_as_a_step() -> None:
     averaging = Averaging(ME)
-    averaging.close(close(6, "round"), ME, {}, 0.0)
+    closed(averaging, close(6, "round"))
     assert averaging.settled(0, StageSum(contributors=("c0", "c1"), digest="aa"), (GRADIENT, GRADIENT))
-    averaging.close(close(7, "step"), ME, {0: (GRADIENT, 4)}, 1.0)
+    closed(averaging, close(7, "step"))
     assert averaging.settled(0, StageSum(contributors=("c0", "c1"), digest="aa"), (GRADIENT,)) == []
 
 
 def closed_with_other(averaging: Averaging, slot: int, attempt: int = 0) -> list[str]:
     """What the sum of a row of two is made of, or nothing if the other's part is not there."""
-    effects = averaging.close(close(slot, "step", attempt, row=(ME, OTHER)), ME, {0: ("mine", 4)}, 0.0)
+    effects = closed(averaging, close(slot, "step", attempt, row=(ME, OTHER)))
     return [str(part[1]) for effect in effects if isinstance(effect, Reduce) for part in effect.parts]
 
 
 def test_a_gradient_that_came_before_the_close_counts() -> None:
     averaging = Averaging(ME)
-    averaging.handle(OTHER, gradient(5), "early")
+    assert averaging.handle(OTHER, gradient(5), "early", last(4)) == []
     assert closed_with_other(averaging, 5) == ["mine", "early"]
 
 
-def test_gradients_for_what_is_closed_keep_no_place_from_those_to_come() -> None:
+def test_a_holder_that_only_the_plan_names_may_be_early_too() -> None:
     averaging = Averaging(ME)
-    for stage in range(EARLY_MAX):
-        averaging.handle(OTHER, gradient(5, stage=stage), "orphan")
-    averaging.close(close(6, "step"), ME, {0: (GRADIENT, 4)}, 0.0)
-    averaging.handle(OTHER, gradient(7), "early")
-    assert closed_with_other(averaging, 7) == ["mine", "early"]
+    assert averaging.handle(LIAR, gradient(5), "of a newcomer", last(4), ((ME, OTHER, LIAR),)) == []
+    effects = closed(averaging, close(5, "step", row=(ME, LIAR)))
+    assert [len(effect.parts) for effect in effects if isinstance(effect, Reduce)] == [2]
+
+
+def test_early_gradients_are_kept_of_other_holders_for_slots_to_come_only() -> None:
+    """Whoever else sends some takes no place, however many they are."""
+    averaging = Averaging(ME)
+    for refused in (
+        averaging.handle(LIAR, gradient(5), "of no holder", last(4)),
+        averaging.handle(OTHER, gradient(5, stage=1), "of a stage that is not ours", last(4)),
+        averaging.handle(OTHER, gradient(5, cell="c1"), "of another cell", last(4)),
+        averaging.handle(OTHER, gradient(4), "of a decided slot", last(4)),
+        averaging.handle(OTHER, gradient(5 + EARLY_SLOTS), "of a far slot", last(4)),
+        averaging.handle(OTHER, gradient(1 << 52), "of a very far slot", last(4)),
+    ):
+        (ignored,) = refused
+        assert isinstance(ignored, Ignored)
+    assert averaging._early == {}
+
+
+def test_one_holder_has_one_place_for_each_stage() -> None:
+    averaging = Averaging(ME)
+    for attempt in range(100):
+        averaging.handle(OTHER, gradient(5, attempt=attempt), f"of attempt {attempt}", last(4))
+    assert len(averaging._early) == 1
+    assert closed_with_other(averaging, 5, attempt=99) == ["mine", "of attempt 99"]
 
 
 def test_a_gradient_of_an_attempt_that_is_over_is_not_kept() -> None:
     averaging = Averaging(ME)
-    averaging.close(close(5, "step", attempt=1), ME, {0: (GRADIENT, 4)}, 0.0)
-    for stage in range(EARLY_MAX):
-        averaging.handle(OTHER, gradient(5, stage=stage), "of attempt 0")
-    averaging.handle(OTHER, gradient(5, attempt=2), "early")
+    closed(averaging, close(5, "step", attempt=1))
+    (ignored,) = averaging.handle(OTHER, gradient(5), "of attempt 0", last(4))
+    assert isinstance(ignored, Ignored)
+    averaging.handle(OTHER, gradient(5, attempt=2), "early", last(4))
     assert closed_with_other(averaging, 5, attempt=2) == ["mine", "early"]
 
 
-def test_gradients_for_far_slots_keep_no_place_from_those_of_the_next() -> None:
-    averaging = Averaging(ME)
-    averaging.close(close(5, "step"), ME, {0: (GRADIENT, 4)}, 0.0)
-    for index in range(2 * EARLY_MAX):
-        (ignored,) = averaging.handle(OTHER, gradient(6 + EARLY_SLOTS + index), "of a far slot")
-        assert isinstance(ignored, Ignored)
-    assert averaging.handle(OTHER, gradient(6), "early") == []
-    assert closed_with_other(averaging, 6) == ["mine", "early"]
-
-
-def test_one_sender_has_one_place_for_each_stage() -> None:
-    averaging = Averaging(ME)
-    for attempt in range(2 * EARLY_MAX):
-        assert averaging.handle(LIAR, gradient(6, attempt=attempt), "of some attempt") == []
-    assert averaging.handle(OTHER, gradient(6), "early") == []
-    assert closed_with_other(averaging, 6) == ["mine", "early"]
-
-
-def test_a_gradient_of_another_cell_is_none_of_this_one() -> None:
-    averaging = Averaging(ME)
-    averaging.handle(OTHER, gradient(5, cell="c1"), "of another cell")
-    assert closed_with_other(averaging, 5) == []
-    (ignored,) = averaging.handle(OTHER, gradient(5, cell="c1"), "of another cell")
-    assert isinstance(ignored, Ignored)
+def test_nobody_counts_more_tokens_than_were_planned() -> None:
+    """The sum of what holders say must fit a record, and scales the step of all."""
+    for tokens, parts in ((4, 2), (5, 1), (2**53 - 1, 1)):
+        averaging = Averaging(ME)
+        averaging.handle(OTHER, gradient(5, tokens=tokens), "theirs", last(4))
+        effects = closed(averaging, close(5, "step", row=(ME, OTHER)))
+        (reduce,) = [effect for effect in effects if isinstance(effect, Reduce)]
+        assert len(reduce.parts) == parts
+        assert [effect.peer for effect in effects if isinstance(effect, Ignored)] == [OTHER] * (2 - parts)
+        assert averaging.reduced(reduce, GRADIENT, 6.0, "aa", 1.0)
