@@ -121,7 +121,7 @@ class Dissemination:
 
     def limit(self, members: int) -> int:
         """How often each update is sent among so many members."""
-        return math.ceil(self._mult * math.log10(members + 1))
+        return self._mult * math.ceil(math.log10(members + 1))
 
     def take(self, members: int) -> Batch:
         """The next batch, counted as sent once more."""

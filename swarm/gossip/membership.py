@@ -167,7 +167,7 @@ class Membership:
         node = NodeId(signed.signer)
         row = self.register.rows.get(node)
         if row is not None and row.signed.payload == signed.payload:
-            self._spreading.queue.heard(("record", node))
+            self._spreading.heard("record", node)
             return []
         if node in self._revoked:
             return []
@@ -210,7 +210,7 @@ class Membership:
             claim = read_claim(signed)
             about_me = claim.node == self.me and claim.incarnation == self.own.record.incarnation
             if not about_me and not self.register.is_news(claim):
-                self._spreading.queue.heard(("claim", claim.node, claim.by))
+                self._spreading.heard("claim", claim.node, claim.by)
                 return []
             self._verifier.claim(signed, accuser.member.record)
         except Untrusted as error:

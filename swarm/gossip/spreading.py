@@ -65,6 +65,11 @@ class Spreading:
         """Spread this in the usual time."""
         self.queue.put(key, value, sort)
 
+    def heard(self, *key: str) -> None:
+        """Somebody told us what we may be spreading. Only a large swarm can spare a copy."""
+        if not self.small:
+            self.queue.heard(key)
+
     def confirm(self, key: Hashable, value: Signed, now: float) -> None:
         """Spread a further accusation: it shortens a suspicion, and in a large swarm it has time."""
         self.queue.put(key, value, "claims", rides=not self.small)

@@ -58,11 +58,14 @@ def _field(name: str, value: object) -> int:
     return head + binary(value)
 
 
+SIGNED_BYTES = 1 + text("payload") + text("signer") + 2 + 64 + text("signature") + 2 + 64
+"""Of what is signed beside its payload: a map, a signer of 64 characters, a signature of 64 bytes."""
+
+
 class Sizes:
-    """Encoded sizes; what is signed is weighed once."""
+    """Encoded sizes of messages."""
 
     def __init__(self) -> None:
-        self._signed: dict[bytes, int] = {}
         self._heads: dict[str, tuple[int, tuple[str, ...]]] = {}
 
     def of(self, body: Updates) -> int:
@@ -87,8 +90,4 @@ class Sizes:
         if isinstance(value, Notice):
             head = 1 + _field("topic", value.topic) + _field("version", value.version) + text("notice")
             return head + self._update(value.notice)
-        known = self._signed.get(value.signature)
-        if known is None:
-            known = 1 + sum(_field(name, getattr(value, name)) for name in ("payload", "signer", "signature"))
-            self._signed[value.signature] = known
-        return known
+        return SIGNED_BYTES + binary(value.payload)
