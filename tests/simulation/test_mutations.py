@@ -4,16 +4,17 @@ A mutation is made by replacing one function; worlds are drawn from seeds as in 
 faults on that bring the broken thing to light, until one of them breaks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from swarm.daemon import donating, trust
+from swarm.daemon import trust
 from swarm.gossip.register import Register
 from swarm.gossip.view import MemberRecord
 from swarm.lab.soak import draw, play
+from swarm.pipeline.applying import Applying
 from swarm.pipeline.feeding import Feeding
 from swarm.pipeline.outer_round import Came, Meeting, OuterRound
 from swarm.pipeline.work import Work
@@ -100,11 +101,15 @@ def test_a_microbatch_that_is_counted_twice_is_found_out(monkeypatch: pytest.Mon
 
 
 def test_a_stale_holder_that_serves_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A donor that is one step behind gives what it has for what it was asked for."""
+    """A holder to whom a decided step has not come yet goes on as if it had taken it."""
+    choose = Applying.choose
 
-    def stale(need: Any, trainer: Any) -> int:
-        return trainer.record.slot if need.slot is None else need.slot
+    def without(self: Applying, stages: Collection[int], now: float) -> Any:
+        chosen = choose(self, stages, now)
+        if chosen is None:
+            self.until = None
+        return {} if chosen is None else chosen
 
-    monkeypatch.setattr(donating, "_slot_for", stale)
-    seed, sentence = caught("restart", "by_rate", "stage_lost")
+    monkeypatch.setattr(Applying, "choose", without)
+    seed, sentence = caught("slow_link", "by_rate")
     assert "differ after slot" in sentence, seed
