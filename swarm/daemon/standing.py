@@ -57,6 +57,11 @@ class Standing:
         """Whether this node is fetching what its founding record gives it."""
         return self._founding is not None
 
+    @property
+    def told(self) -> bool:
+        """Whether this node has heard how the job began: before, it cannot say that it is in no cell."""
+        return self._genesis is not None
+
     def waiting_for(self) -> str:
         """One sentence for the status of a node that does not train, else empty."""
         return "" if self._half.trainer else self._why

@@ -165,7 +165,9 @@ class TrainingHalf:
             self.trainer.deliver(peer, message, now)
         elif isinstance(body, Ready) and peer == self.setup.me:
             self.standing.not_founded(body, now)
-        elif isinstance(body, Plan | Close | Propose | Query) and not self.standing.founding:
+        elif isinstance(body, Plan | Close | Propose | Query):
+            if self.standing.founding or not self.standing.told:
+                return  # it may be in that cell a moment later
             absent = Absent(cell=body.cell, slot=body.slot, term=body.term, reason="in no cell")
             self._link.send(peer, Message(absent))
 
