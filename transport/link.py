@@ -58,7 +58,8 @@ class LinkStats:
     """Counters since the link opened. Bytes are of headers and buffers, before encryption.
 
     Of messages dropped there is one counter for each reason that the link knows: what a peer says
-    adds none. version: of another protocol version, which is nobody's fault.
+    adds none. version: of another protocol version, which is nobody's fault. stalled: begun, and
+    then nothing more of it came for too long.
     """
 
     bytes_sent: dict[Lane, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
@@ -68,6 +69,7 @@ class LinkStats:
     dropped_malformed: int = 0
     dropped_version: int = 0
     dropped_full: int = 0
+    dropped_stalled: int = 0
     dropped_unauthorised: int = 0
 
 

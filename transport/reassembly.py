@@ -1,8 +1,9 @@
 """The receiving half of a peer's lanes: frames in, messages and credit out. No socket in sight.
 
 Everything a peer can make us hold is bounded here: a message is declared before its first byte,
-memory is taken only for what was declared and allowed, a peer has at most one stream open, and
-credit is withheld while the application leaves messages lying. See `segments.py` for the frames.
+memory is taken only for what was declared and allowed, a peer has at most one stream open and a
+share of what may be held, a stream that stands still is given up, and credit is withheld while the
+application leaves messages lying. See `segments.py` for the frames.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
 
 from transport.link import LinkStats
 from transport.segments import (
@@ -28,13 +32,18 @@ from transport.wire import Body, Lane, Message, Schema, WireError, check_buffers
 
 _ALIGNMENT_BYTES = 64
 _ROUTES_REMEMBERED = 8
+_PEER_SHARE = 4
+"""One peer holds at most this part of what all may hold: it takes several to keep others out."""
+STALL_SWEEPS = 4
+"""How often `Inlet.sweep` is called within `LinkLimits.stall_s`."""
 
 
 class Memory:
     """Buffers for messages that arrive in segments, used again once nobody looks at them.
 
     A fresh 64 MiB costs more in page faults than its bytes cost to copy. A buffer is free again
-    when this pool holds its only reference: views that were handed out hold one each.
+    when this pool holds its only reference: views that were handed out hold one each. Fresh memory
+    is not cleared: its pages come into being one by one, as segments are copied there.
 
     kept_bytes_max: how much is kept for reuse; the rest is freed with its last view.
     """
@@ -43,7 +52,7 @@ class Memory:
         self.held_bytes = 0
         self._held_bytes_max = held_bytes_max
         self._kept_bytes_max = kept_bytes_max
-        self._kept: list[bytearray] = [bytearray()]
+        self._kept: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
         # What the interpreter itself adds to the count differs between its versions.
         self._references_when_free = self._references(0)
         self._kept.clear()
@@ -64,12 +73,12 @@ class Memory:
         for index in range(len(self._kept)):
             fits = nbytes <= len(self._kept[index]) <= 2 * nbytes
             if fits and self._references(index) == self._references_when_free:
-                return memoryview(self._kept[index])[:nbytes]
-        fresh = bytearray(nbytes)
+                return self._kept[index].data[:nbytes]
+        fresh = np.empty(nbytes, np.uint8)
         self._keep(fresh)
-        return memoryview(fresh)
+        return fresh.data
 
-    def _keep(self, fresh: bytearray) -> None:
+    def _keep(self, fresh: NDArray[np.uint8]) -> None:
         if len(fresh) > self._kept_bytes_max:
             return
         self._kept.append(fresh)
@@ -86,6 +95,9 @@ class Assembly:
     def __init__(self, stream: int, body: Body, memory: Memory) -> None:
         self.stream = stream
         self.body = body
+        self.nbytes = sum(spec.nbytes for spec in body.tensors)
+        self.fresh_bytes = 0
+        self.sweeps = 0
         sizes = [spec.nbytes for spec in body.tensors]
         steps = [-(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for size in sizes]
         starts = list(accumulate(steps, initial=0))
@@ -99,6 +111,7 @@ class Assembly:
         if not 0 < segment.nbytes <= room.nbytes:
             raise WireError("a segment does not fit its tensor")
         room[: segment.nbytes] = segment
+        self.fresh_bytes += segment.nbytes
         self._room[-1] = room[segment.nbytes :]
         if not self._room[-1].nbytes:
             self._room.pop()
@@ -117,6 +130,8 @@ class Inlet:
         self.replies: list[tuple[bytes, bytes]] = []
         self._schema = schema
         self._window = limits.window_bytes
+        self._segment_bytes = limits.segment_bytes
+        self._share_bytes = limits.held_bytes_max // _PEER_SHARE
         self._memory = memory
         self._stats = stats
         self._routes: dict[Lane, bytes] = {}
@@ -125,6 +140,7 @@ class Inlet:
         self._epoch = 0
         self._owed = 0
         self._untaken = 0
+        self._untaken_messages = 0
 
     @property
     def routes(self) -> list[bytes]:
@@ -152,6 +168,7 @@ class Inlet:
     def taken(self, nbytes: int) -> None:
         """The application has a bulk message with so many bytes of buffers."""
         self._untaken -= nbytes
+        self._untaken_messages -= 1
         self._memory.release(nbytes)
         self._settle()
 
@@ -159,7 +176,26 @@ class Inlet:
         """The peer is gone: what it made us hold is dropped."""
         self._abandon()
         self._memory.release(self._untaken)
-        self._untaken = 0
+        self._untaken = self._untaken_messages = 0
+
+    def sweep(self) -> None:
+        """Give up a stream that stands still; called `STALL_SWEEPS` times in `stall_s`.
+
+        Calls are counted, not seconds: a process that stood still itself blames nobody. Nor is
+        a peer blamed that has no credit because the application lags behind.
+        """
+        if self._assembly is None or not self._grants:
+            return
+        self._assembly.sweeps += 1
+        if self._assembly.fresh_bytes >= self._segment_bytes:
+            self._assembly.fresh_bytes = self._assembly.sweeps = 0
+        elif self._assembly.sweeps > STALL_SWEEPS:
+            self._abandon()
+            self._stats.dropped_stalled += 1
+
+    @property
+    def _grants(self) -> bool:
+        return self._untaken <= self._window // 2
 
     def _is_current(self, lane: Lane, route: bytes) -> bool:
         """Whether a connection is this lane's newest; one never seen before is."""
@@ -206,7 +242,7 @@ class Inlet:
         if lane == "bulk" and not self._hold(message.nbytes):
             return None
         if lane == "bulk":
-            self._untaken += message.nbytes
+            self._leave_lying(message)
         return message
 
     def _open(self, stream: int, header: memoryview) -> None:
@@ -229,22 +265,32 @@ class Inlet:
             raise
         if message is not None:
             self._assembly = None
-            self._untaken += message.nbytes
+            self._leave_lying(message)
         return message
 
+    def _leave_lying(self, message: Message) -> None:
+        """A bulk message is whole; what has no bytes is nothing to hold."""
+        self._untaken += message.nbytes
+        self._untaken_messages += message.nbytes > 0
+
     def _hold(self, nbytes: int) -> bool:
-        held = self._memory.hold(nbytes)
+        # An honest peer sends one message after another, so there may be one that is not taken
+        # and one that begins, whatever its share. How large they may be the schema says.
+        begun = 0 if self._assembly is None else self._assembly.nbytes
+        few = self._untaken_messages + (begun > 0) <= 1
+        fair = few or self._untaken + begun + nbytes <= self._share_bytes
+        held = fair and self._memory.hold(nbytes)
         self._stats.dropped_full += not held
         return held
 
     def _abandon(self) -> None:
         if self._assembly is not None:
-            self._memory.release(sum(spec.nbytes for spec in self._assembly.body.tensors))
+            self._memory.release(self._assembly.nbytes)
             self._assembly = None
 
     def _settle(self) -> None:
         """Grant what is owed, a quarter window at a time, unless the application lags behind."""
-        if self._owed >= self._window // 4 and self._untaken <= self._window // 2:
+        if self._owed >= self._window // 4 and self._grants:
             credit = CREDIT_FRAME.pack(CREDIT, self._epoch, self._owed)
             self.replies.append((self._routes["bulk"], credit))
             self._owed = 0

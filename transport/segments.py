@@ -50,7 +50,10 @@ class LinkLimits:
     inbox_messages_max, inbox_bytes_max: received and not yet taken, of all peers. Beyond it the
         link stops reading, and TCP slows the senders.
     held_bytes_max: tensor bytes of all peers, declared or received and not yet taken. A message
-        that would exceed it is dropped and counted as `dropped_full`.
+        that would exceed it is dropped and counted as `dropped_full`. One peer may hold a
+        quarter of it, or two messages. Larger costs memory when many send at once.
+    stall_s: a message is given up when for so long not even a segment of it came, and counted as
+        `dropped_stalled`. Larger suits slower links; smaller frees sooner what was only promised.
     errors_max, errors_forgiven_per_s: malformed messages after which a peer is cut off, and how
         fast old ones are forgotten.
     cut_off_s: how long a peer stays cut off, whatever else is heard of it. Longer spares us more
@@ -63,7 +66,8 @@ class LinkLimits:
     queue_bytes_max: int = 256 << 20
     inbox_messages_max: int = 4096
     inbox_bytes_max: int = 64 << 20
-    held_bytes_max: int = 4 << 30
+    held_bytes_max: int = 1 << 30
+    stall_s: float = 120.0
     errors_max: int = 64
     errors_forgiven_per_s: float = 1.0
     cut_off_s: float = 600.0

@@ -8,7 +8,7 @@ allocated for its tensors. Every tensor is declared in the header before its fir
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Annotated, Any, ClassVar, Literal
@@ -126,16 +126,34 @@ class Message:
         return sum(spec.nbytes for spec in self.body.tensors)
 
 
-class Schema:
-    """The kinds of message one side of a link speaks."""
+BytesMax = Callable[[Body], int]
+"""How many bytes of tensors a body may announce, by its kind and what it says of itself."""
 
-    def __init__(self, kinds: Iterable[type[Body]], limits: WireLimits | None = None) -> None:
+
+class Schema:
+    """The kinds of message one side of a link speaks.
+
+    nbytes_max: asked of every body that announces tensors, before the first byte of them comes.
+        Without it only `WireLimits.message_bytes_max` holds.
+    """
+
+    def __init__(
+        self,
+        kinds: Iterable[type[Body]],
+        limits: WireLimits | None = None,
+        nbytes_max: BytesMax | None = None,
+    ) -> None:
         self.limits = limits or WireLimits()
+        self._nbytes_max = nbytes_max
         self._kinds: dict[str, type[Body]] = {}
         for kind in kinds:
             assert kind.kind, f"{kind.__name__} has no kind"
             assert kind.kind not in self._kinds, f"two messages are called {kind.kind}"
             self._kinds[kind.kind] = kind
+
+    def bounded(self, nbytes_max: BytesMax) -> Schema:
+        """The same kinds, each with no more bytes than whoever opens a link says."""
+        return Schema(self._kinds.values(), self.limits, nbytes_max)
 
     def pack(self, body: Body) -> bytes:
         """Encode a header. A body of a kind not in this schema is a local bug."""
@@ -164,8 +182,11 @@ class Schema:
             raise WireError(f"{kind}: {where}: {first['msg']}") from None
         if len(body.tensors) > self.limits.tensors_max:
             raise WireError(f"{kind}: {len(body.tensors)} tensors")
-        if sum(spec.nbytes for spec in body.tensors) > self.limits.message_bytes_max:
+        nbytes = sum(spec.nbytes for spec in body.tensors)
+        if nbytes > self.limits.message_bytes_max:
             raise WireError(f"{kind}: declared bytes over the limit")
+        if nbytes and self._nbytes_max is not None and nbytes > self._nbytes_max(body):
+            raise WireError(f"{kind}: declares more than the {self._nbytes_max(body)} bytes it may have")
         return body
 
 

@@ -19,7 +19,7 @@ import zmq
 from transport.conduct import Conducts
 from transport.link import Closed, Endpoint, LinkClosed, LinkEvent, LinkStats, Malformed, Received
 from transport.machine import NodeId
-from transport.reassembly import Memory
+from transport.reassembly import STALL_SWEEPS, Memory
 from transport.segments import GOODBYE, LinkLimits, nbytes_of
 from transport.wire import Message, Schema, WireError
 from transport.zmq_auth import Gatekeeper
@@ -123,6 +123,7 @@ class ZmqLink:
             raise
         self._endpoint = Endpoint(f"tcp://{advertise}:{bound}", keys.public)
         self._loop.add_reader(self._router.fileno(), self._drain)
+        self._sweeping = self._loop.call_later(limits.stall_s / STALL_SWEEPS, self._sweep)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -207,6 +208,7 @@ class ZmqLink:
             return
         self._is_closed = True
         self._inbox.arrived.set()
+        self._sweeping.cancel()
         self._loop.remove_reader(self._router.fileno())
         deadline = self._loop.time() + LINGER_S
         try:
@@ -264,6 +266,13 @@ class ZmqLink:
 
     def _refused(self) -> None:
         self.stats.dropped_unauthorised += 1
+
+    def _sweep(self) -> None:
+        """Give up what stands still, unless it is us who do not read."""
+        if not self._inbox.is_full:
+            for peer in self._peers.values():
+                peer.inlet.sweep()
+        self._sweeping = self._loop.call_later(self._limits.stall_s / STALL_SWEEPS, self._sweep)
 
     def _drain(self) -> None:
         """Read what the ROUTER has, as far as the inbox has room; the rest waits in TCP."""

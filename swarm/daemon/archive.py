@@ -17,6 +17,7 @@ from recovery.donor import NeedSnapshot
 from recovery.fetch import Fetched, FetchFailed
 from recovery.snapshot import describe, to_tensors
 from recovery.transfer import TRANSFER_KINDS, Transfer
+from swarm.daemon.body_sizes import TRANSFER_BYTES_MAX
 from swarm.daemon.bridge import Bridge, FactsChanged, MemberChanged, Stop
 from swarm.daemon.donating import snapshot_for
 from swarm.daemon.guarding import Guard
@@ -26,9 +27,9 @@ from swarm.job import Job
 from swarm.pipeline.stage import state_like
 from transport.link import Endpoint, Link, LinkClosed, Received
 from transport.machine import Effect, NodeId, Send
-from transport.wire import Schema, WireError
+from transport.wire import Schema, WireError, WireLimits
 
-ARCHIVE_SCHEMA = Schema(TRANSFER_KINDS)
+ARCHIVE_SCHEMA = Schema(TRANSFER_KINDS, WireLimits(message_bytes_max=TRANSFER_BYTES_MAX))
 InBackground = Callable[[Callable[[], object]], Awaitable[object]]
 """Runs something long while the loop goes on: `asyncio.to_thread`, or `inline` in virtual time."""
 

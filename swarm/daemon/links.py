@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from transport.identity import Identity
+from transport.segments import LinkLimits
 from transport.wire import Schema
 from transport.zmq_link import ZmqLink
 
 
 async def open_link(
-    identity: Identity, schema: Schema, *, host: str, port: int, advertise: str = ""
+    identity: Identity,
+    schema: Schema,
+    *,
+    host: str,
+    port: int,
+    advertise: str = "",
+    limits: LinkLimits | None = None,
 ) -> ZmqLink:
     """Listen as this identity. port: 0 takes a free one. Raises CannotListen."""
     return await ZmqLink.open(
@@ -19,4 +26,5 @@ async def open_link(
         host=host,
         advertise=advertise,
         port=port,
+        limits=limits,
     )

@@ -9,6 +9,7 @@ import socket
 
 import torch
 
+from swarm.daemon.body_sizes import BodySizes
 from swarm.daemon.bridge import Begin, Failed, Listening, Stop
 from swarm.daemon.bridges import SocketBridge
 from swarm.daemon.compute import InlineCompute
@@ -30,7 +31,11 @@ from swarm.job import parse_job
 from swarm.pipeline.data import load_corpus
 from swarm.pipeline.model import preset
 from transport.identity import Identity
+from transport.segments import LinkLimits
 from transport.zmq_link import ZmqLink
+
+HELD_PART = 2
+"""What others send and nobody has taken yet may be this part of a node's memory."""
 
 
 def run_training(options: NodeOptions, identity: Identity, end: socket.socket, parent: int) -> int:
@@ -47,11 +52,14 @@ def run_training(options: NodeOptions, identity: Identity, end: socket.socket, p
 async def _train(options: NodeOptions, identity: Identity, end: socket.socket) -> int:
     bridge = await SocketBridge.open(end)
     link: ZmqLink | None = None
+    sizes = BodySizes()
+    memory_bytes = options.memory_bytes or memory_total_bytes()
     try:
         check_device(options.device)
         link = await open_link(
             identity,
-            WORK_SCHEMA,
+            WORK_SCHEMA.bounded(sizes),
+            limits=LinkLimits(held_bytes_max=memory_bytes // HELD_PART),
             host=options.host,
             advertise=options.advertise,
             port=options.work_port,
@@ -61,7 +69,9 @@ async def _train(options: NodeOptions, identity: Identity, end: socket.socket) -
         if isinstance(begin, Stop):
             return 0
         assert isinstance(begin, Begin)
-        half = TrainingHalf(_setup(options, identity, begin), link, bridge, InlineCompute())
+        setup = _setup(options, identity, begin)
+        sizes.learn(setup.job, setup.config.width, setup.stage_sizes())
+        half = TrainingHalf(setup, link, bridge, InlineCompute())
         await half.run()
     except EOFError:
         return 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, inline
+from swarm.daemon.body_sizes import BodySizes
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.compute import CostCompute
 from swarm.daemon.coordinator import found_once
@@ -212,12 +213,15 @@ class SimNode(SimProcess):
         return self.trainer is not None and is_finished(self.trainer.record, self.ground.job)
 
     async def _live(self) -> None:
-        gossip, work = self._open(WORK_SCHEMA)
+        sizes = BodySizes()
+        gossip, work = self._open(WORK_SCHEMA.bounded(sizes))
         setup = self._setup(gossip, work)
         ours, theirs = MemoryBridge.pair()
         bridge = HeardBridge(theirs, lambda body: self.ground.heard(self, body))
         self.gossip = GossipHalf(setup, gossip, ours)
-        self.training = TrainingHalf(self._training_setup(setup), work, bridge, self.compute)
+        training_setup = self._training_setup(setup)
+        sizes.learn(training_setup.job, training_setup.config.width, training_setup.stage_sizes())
+        self.training = TrainingHalf(training_setup, work, bridge, self.compute)
         self.ground.note("started", self.node, role="worker", incarnation=setup.record.incarnation)
         # What an earlier life was told by the lobby is on this node's disk, and whom it met since.
         self.known = tuple(self.ground.lobby(self) or self.known)

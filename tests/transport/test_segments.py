@@ -1,6 +1,9 @@
 """Cutting, reassembly and credit, joined by a wire that the test holds in its hands."""
 
+import resource
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transport.link import LinkStats
-from transport.reassembly import Inlet, Memory
+from transport.reassembly import STALL_SWEEPS, Inlet, Memory
 from transport.segments import OPEN, SEGMENT, STREAM_HEAD, Credit, LinkLimits, Outbox, nbytes_of
 from transport.wire import Body, Lane, Message, Schema, TensorSpec, WireError
 
@@ -39,10 +42,12 @@ def crate(*payloads: bytes) -> Message:
 class Wire:
     """A bulk lane without sockets. `route` names its connection."""
 
-    def __init__(self, limits: LinkLimits = LIMITS) -> None:
+    def __init__(
+        self, limits: LinkLimits = LIMITS, schema: Schema | None = None, memory: Memory | None = None
+    ) -> None:
         self.stats = LinkStats()
-        self.memory = Memory(limits.held_bytes_max)
-        self.inlet = Inlet(SCHEMA, limits, self.memory, self.stats)
+        self.memory = memory or Memory(limits.held_bytes_max)
+        self.inlet = Inlet(schema or SCHEMA, limits, self.memory, self.stats)
         self.outbox = Outbox(limits, Credit())
         self.connect(b"r1")
 
@@ -186,6 +191,103 @@ def test_segments_of_a_refused_stream_are_ignored_but_earn_credit() -> None:
     wire.offer(crate(b"small"))
     assert contents(wire.pump()) == [[b"small"]]
     assert wire.stats.dropped_full == 1
+
+
+# -- what is only promised ---------------------------------------------------------------
+
+
+def opening(nbytes: int, number: int = 1) -> list[memoryview]:
+    spec = TensorSpec(name="x", shape=(nbytes,), dtype="uint8", nbytes=nbytes)
+    return stream(OPEN, SCHEMA.pack(Crate(tensors=(spec,))), number=number)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_promise_of_half_a_gigabyte_takes_no_memory_before_its_bytes_come() -> None:
+    wire = Wire(LinkLimits(held_bytes_max=1 << 30))
+    before = resident_bytes()
+    wire.inlet.take(wire.route, opening(512 << 20))
+    wire.inlet.take(wire.route, stream(SEGMENT, b"", bytes(1 << 20)))
+    assert wire.memory.held_bytes == 512 << 20
+    assert resident_bytes() - before < 32 << 20
+
+
+def test_a_body_announces_no_more_than_its_kind_may_have() -> None:
+    wire = Wire(schema=SCHEMA.bounded(lambda body: 9 * KIB if isinstance(body, Crate) else 0))
+    with pytest.raises(WireError, match="crate: declares more than the 9216 bytes it may have"):
+        wire.inlet.take(wire.route, opening(9 * KIB + 1))
+    assert wire.memory.held_bytes == 0
+    assert wire.offer(crate(bytes(9 * KIB)))
+    assert len(wire.pump()) == 1
+
+
+def test_one_peer_cannot_keep_the_others_out() -> None:
+    """It leaves lying what it may, and opens as much as it likes: there is room for another."""
+    eve = Wire()
+    ann = Wire(memory=eve.memory)
+    for number in range(8):
+        assert eve.offer(crate(bytes(200 * KIB)))
+        eve.pump()
+        eve.inlet.take(eve.route, opening(200 * KIB, number))
+    assert eve.memory.held_bytes <= 2 * 200 * KIB
+    assert ann.offer(crate(bytes(200 * KIB)))
+    assert len(ann.pump()) == 1
+    assert ann.stats.dropped_full == 0
+
+
+def test_a_peer_within_its_share_may_leave_many_messages_lying() -> None:
+    wire = Wire()
+    for _ in range(3):
+        assert wire.offer(crate(b"x" * 2 * KIB))
+    assert len(wire.pump()) == 3
+    assert wire.stats.dropped_full == 0
+
+
+@pytest.mark.parametrize("dripping", [False, True])
+def test_a_stream_that_stands_still_is_given_up_and_its_memory_is_free(dripping: bool) -> None:
+    wire = Wire()
+    wire.inlet.take(wire.route, opening(100 * KIB))
+    for _ in range(STALL_SWEEPS):
+        wire.inlet.sweep()
+        if dripping:
+            wire.inlet.take(wire.route, stream(SEGMENT, b"", b"x"))
+    assert wire.memory.held_bytes == 100 * KIB
+    wire.inlet.sweep()
+    assert (wire.memory.held_bytes, wire.stats.dropped_stalled) == (0, 1)
+    assert wire.inlet.take(wire.route, stream(SEGMENT, b"", bytes(KIB))) is None
+    assert wire.offer(crate(b"next"))
+    assert contents(wire.pump()) == [[b"next"]]
+
+
+def test_a_stream_that_moves_slowly_is_not_given_up() -> None:
+    wire, arrived = Wire(), list[Message]()
+    assert wire.offer(crate(b"y" * 5 * KIB))
+    while (frames := wire.push()) is not None:
+        message = wire.inlet.take(wire.route, frames)
+        arrived += [message] if message is not None else []
+        for _ in range(STALL_SWEEPS - 1):
+            wire.inlet.sweep()
+    assert contents(arrived) == [[b"y" * 5 * KIB]]
+    assert wire.stats.dropped_stalled == 0
+
+
+def test_a_stream_that_has_no_credit_is_not_given_up() -> None:
+    wire = Wire()
+    for _ in range(3):
+        assert wire.offer(crate(b"z" * 12 * KIB))
+    arrived = wire.pump()
+    assert len(arrived) < 3
+    for _ in range(10 * STALL_SWEEPS):
+        wire.inlet.sweep()
+    while len(arrived) < 3:
+        for message in arrived[-1:]:
+            wire.inlet.taken(message.nbytes)
+        wire.answer()
+        arrived += wire.pump()
+    assert wire.stats.dropped_stalled == 0
 
 
 def flood(wire: Wire, kib: int) -> None:

@@ -196,6 +196,18 @@ async def test_what_is_told_of_a_peer_s_nonsense_is_bounded_before_it_is_cut_off
         assert await number_of(bob) == 1
 
 
+async def test_a_promise_that_nobody_keeps_holds_nothing_for_long() -> None:
+    async with house(limits=LinkLimits(stall_s=0.2)) as (ann, bob), dealer(bob, me=EVE) as client:
+        bob.know(EVE, Endpoint("", keys_of(EVE)[0]))
+        client.send(STREAM_HEAD.pack(OPEN, 1) + BIG)
+        async with asyncio.timeout(10):
+            while not bob.stats.dropped_stalled:
+                assert bob.poll() is None
+                await asyncio.sleep(0.01)
+        assert bob._memory.held_bytes == 0
+        await only_ann_is_heard(ann, bob)
+
+
 async def test_a_flood_from_one_member_does_not_starve_another() -> None:
     async with house() as (ann, bob), dealer(bob, me=EVE) as client:
         bob.know(EVE, Endpoint("", keys_of(EVE)[0]))
