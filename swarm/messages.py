@@ -46,7 +46,8 @@ class StageSum(Part):
     """What a stage contributed to a slot: who was averaged, over how many tokens, which bytes.
 
     For a step `contributors` are nodes and `digest` is of the summed gradient. For a round they
-    are cell names and `digest` is of the new anchor; an empty digest means not averaged.
+    are cell names and `digest` is of the new anchor, the outer momentum and how many rounds made
+    them: of all that is applied. An empty digest means not averaged.
     """
 
     contributors: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=4096)] = ()
@@ -103,7 +104,7 @@ class Plan(CellBody):
 
 
 class Forward(CellBody):
-    """Hop -> next hop: activations [sequences, tokens, width]; token ids on no hop but the first."""
+    """Hop -> next hop: activations [sequences, tokens, width]. Token ids stay with their data node."""
 
     kind: ClassVar[str] = "forward"
     lane: ClassVar[Lane] = "bulk"
@@ -128,7 +129,7 @@ class Backward(CellBody):
 
 
 class Lost(CellBody):
-    """Hop -> data node: this attempt cannot go on, and why."""
+    """Hop -> data node: this attempt cannot go on, and why. Data node -> hops: it does not, forget it."""
 
     kind: ClassVar[str] = "lost"
 

@@ -1,28 +1,27 @@
 """Decided records on their way into the stages: in order, each with the tensors it decided on.
 
-A record names its averaged gradients by digest; the tensors come from the reducers, before or
-after it. Those that never come must not stop a node for ever: after a deadline the holder goes
+A record says by digest what was averaged; the tensors come from the reducers, before or after it,
+and from nobody else. Those that never come must not stop a node for ever: after a deadline the holder goes
 on without them, and either its stage stands still with all the other holders or it is given up.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from swarm.gossip.view import View
-from swarm.messages import CellRecord
+from swarm.messages import Averaged, CellRecord, Close
 from swarm.pipeline.averaging import Hold
-from swarm.pipeline.follower import Apply
-from swarm.pipeline.ledger import HISTORY
+from swarm.pipeline.follower import Apply, Ignored
 from swarm.pipeline.records import stages_of
-from transport.machine import NodeId
+from transport.machine import Effect, NodeId
 from transport.patience import Patience
 
-HOLDS_MAX = 6
-"""Results kept for one stage and slot: attempts of the averaging, at most one of them decided."""
 SLOTS_AHEAD = 2
+"""How far after the last decided slot a result may be: one Commit may still be on its way here."""
 WAIT_MAX_S = 30.0
 ADOPTED_SLOTS = 4
 """Slots within which a roster must name a restored stage's new holder, else it lets it go."""
@@ -43,9 +42,9 @@ class Applying:
     def __init__(self, me: NodeId) -> None:
         self.me = me
         self.until: float | None = None
-        self.dropped: Counter[str] = Counter()
         self._queue: deque[Apply] = deque()
-        self._holds: dict[tuple[int, int], list[Hold]] = {}
+        self._holds: dict[tuple[int, int], dict[NodeId, Hold]] = {}
+        self._close: Close | None = None
         self._waits = Patience(initial_s=20.0, floor_s=5.0)
         self._since = 0.0
         self._without: set[tuple[int, int]] = set()
@@ -67,14 +66,39 @@ class Applying:
             self._since = now
         self._queue.append(apply)
 
-    def hold(self, hold: Hold, slot: int) -> None:
-        """Keep a result of a slot close to the last decided one, `slot`."""
-        if not slot - HISTORY <= hold.slot <= slot + SLOTS_AHEAD:
-            self.dropped["averaged: far from any slot at hand"] += 1
-            return
-        held = self._holds.setdefault((hold.slot, hold.stage), [])
-        held.append(hold)
-        del held[:-HOLDS_MAX]
+    def closed(self, close: Close) -> None:
+        """A slot is closed: from now on its reducers are known, and what others sent is nothing."""
+        self._close = close
+        for (slot, stage), row in self._holds.items():
+            if slot == close.slot:
+                reducers = close.roster[stage][:1]
+                self._holds[slot, stage] = {node: hold for node, hold in row.items() if node in reducers}
+
+    def averaged(self, peer: NodeId, body: Averaged, payload: Any, last: CellRecord) -> Sequence[Effect]:
+        """A result, if it is of a reducer of this node. last: the newest decided record."""
+        if body.cell != last.cell or peer not in self._reducers(body.slot, body.stage, last):
+            return [Ignored(peer, body.kind, "of no reducer of a slot at hand")]
+        attempt = (body.term, body.round_attempt)
+        return [Hold(body.slot, body.stage, body.total, (payload,), body.anchor, peer, attempt)]
+
+    def _reducers(self, slot: int, stage: int, last: CellRecord) -> tuple[str, ...]:
+        """Who may have averaged a stage: whom the record or the Close names, or before both any holder."""
+        decided = next((apply.record for apply in self._queue if apply.record.slot == slot), None)
+        close = self._close if self._close is not None and self._close.slot == slot else None
+        if decided is None and not last.slot < slot <= last.slot + SLOTS_AHEAD:
+            return ()
+        roster = (decided or close or last).roster
+        row = roster[stage] if stage < len(roster) else ()
+        if self.me not in row:
+            return ()
+        return row[:1] if decided or close else row
+
+    def hold(self, hold: Hold) -> None:
+        """Keep a result: of each reducer, slot and stage the newest."""
+        row = self._holds.setdefault((hold.slot, hold.stage), {})
+        older = row.get(hold.reducer)
+        if older is None or older.attempt <= hold.attempt:
+            row[hold.reducer] = hold
 
     def choose(self, stages: Collection[int], now: float) -> dict[int, Hold] | None:
         """Results that the oldest record decided on, by held stage; None while one is missing."""
@@ -100,15 +124,17 @@ class Applying:
         ]
 
     def _find(self, record: CellRecord, stage: int) -> Hold | None:
-        """By digest, whatever the slot: a new cell may decide what its old one had averaged."""
-        digest = record.sums[stage].digest
-        held = (hold for key, row in self._holds.items() if key[1] == stage for hold in row)
-        return next((hold for hold in held if hold.total.digest == digest), None)
+        """What the record says, whatever the slot: a new cell may decide what its old one had averaged."""
+        decided = record.sums[stage]
+        held = (hold for key, row in self._holds.items() if key[1] == stage for hold in row.values())
+        return next((hold for hold in held if hold.total == decided), None)
 
     def discard(self, holds: Sequence[Hold]) -> None:
         """These were not what they said they were."""
-        for row in self._holds.values():
-            row[:] = [hold for hold in row if not any(hold is bad for bad in holds)]
+        for bad in holds:
+            row = self._holds.get((bad.slot, bad.stage), {})
+            if row.get(bad.reducer) is bad:
+                del row[bad.reducer]
 
     def overdue(self, stages: Collection[int], view: View, now: float) -> Missing | None:
         """What to do about results that did not come in time.
@@ -143,6 +169,7 @@ class Applying:
 
     def begin(self, slot: int) -> None:
         """A slot is planned: earlier attempts at it are void."""
+        self._close = None
         self._holds = {key: held for key, held in self._holds.items() if key[0] > slot}
 
     def adopt(self, stage: int, slot: int) -> None:

@@ -45,13 +45,18 @@ class Reduce(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Hold(Effect):
-    """Keep what a slot will apply to a stage until its record decides."""
+    """Keep what a slot will apply to a stage until its record decides.
+
+    reducer: who made it. attempt: (term, round attempt) of the Close that it was made for.
+    """
 
     slot: int
     stage: int
     total: StageSum
     tensors: tuple[Any, ...]
-    anchor: int = 0
+    anchor: int
+    reducer: NodeId
+    attempt: tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -218,7 +223,8 @@ class Averaging:
         if total.digest:
             averaged = Averaged(**_about(close, stage), total=total, anchor=anchor)
             effects += [ShipFlat(n, averaged, tensors) for n in row.holders if n != self.me]
-            effects.append(Hold(close.slot, stage, total, tensors, anchor))
+            attempt = (close.term, close.round_attempt)
+            effects.append(Hold(close.slot, stage, total, tensors, anchor, self.me, attempt))
         summed = Summed(**_about(close, stage), total=total, squares=squares, reason=reason[:200])
         return [*effects, Send(self._leader, Message(summed))]
 

@@ -28,8 +28,9 @@ def wrong_with_tensors(body: Body, job: Job, width: int, stage_sizes: tuple[int,
     if isinstance(body, Averaged | OuterAnchor | OuterDelta) and body.anchor > ANCHORS_MAX:
         return "an anchor of more rounds than there can be"
     if isinstance(body, Averaged):
-        size = _size(stage_sizes, body.stage)
-        return _wrong(body.tensors, 2 if body.anchor else 1, size)
+        # One for a step, two for a round: which of them it was, the record will say.
+        count = 2 if len(body.tensors) > 1 else 1
+        return _wrong(body.tensors, count, _size(stage_sizes, body.stage))
     if type(body) in FLAT_COUNT:
         stage = getattr(body, "stage", 0)
         return _wrong(body.tensors, FLAT_COUNT[type(body)], _size(stage_sizes, stage))

@@ -23,7 +23,7 @@ from swarm.pipeline.data import Corpus, window
 from swarm.pipeline.drops import Drops
 from swarm.pipeline.model import ModelConfig, parameter_names, parameter_shapes, stage_flops
 from swarm.pipeline.outer_round import Average, Settle
-from swarm.pipeline.stage import Stage, tensor_digest
+from swarm.pipeline.stage import Stage, result_digest, tensor_digest
 from swarm.pipeline.tasks import COMMIT, Task, TaskQueue
 from swarm.pipeline.work import PRIORITY, Key, ShipFlat, Work
 from transport.codecs import CodecError, decode
@@ -178,7 +178,7 @@ class Computing:
             for _, other in good[1:]:
                 total = total + other
             squares = float(torch.linalg.vector_norm(total)) ** 2
-            return kept, total, squares, tensor_digest(total) if isfinite(squares) else ""
+            return kept, total, squares, result_digest((total,)) if isfinite(squares) else ""
 
         def finished(result: tuple[Reduce, Tensor, float, str], now: float) -> Sequence[Effect]:
             kept, total, squares, digest = result
@@ -212,7 +212,7 @@ class Computing:
         """Queue what a decided record does to the stages: to all of them, or to none if a hold is bad."""
 
         def run() -> list[Hold]:
-            read = {index: self._decided_tensors(hold) for index, hold in chosen.items()}
+            read = {index: self._decided_tensors(record, hold) for index, hold in chosen.items()}
             bad = [chosen[index] for index, tensors in read.items() if tensors is None]
             for index, tensors in read.items() if not bad else ():
                 if tensors is not None and index in self.stages:
@@ -228,21 +228,23 @@ class Computing:
 
         self.tasks.put(Task(COMMIT, run, finished))
 
-    def _decided_tensors(self, hold: Hold) -> tuple[Tensor, ...] | None:
+    def _decided_tensors(self, record: CellRecord, hold: Hold) -> tuple[Tensor, ...] | None:
         """The tensors of a result, or None if they are not what the record decided on."""
         tensors = self._readable(hold.tensors)
         came = any(isinstance(payload, Message) for payload in hold.tensors)
-        if tensors is None or (came and tensor_digest(tensors[0]) != hold.total.digest):
+        if tensors is None or len(tensors) != (1 if record.act == "step" else 2):
             return None
-        return tensors
+        decided = record.sums[hold.stage].digest
+        return tensors if not came or result_digest(tensors, hold.anchor) == decided else None
 
     def _apply_one(self, record: CellRecord, stage: Stage, hold: Hold, tensors: tuple[Tensor, ...]) -> None:
+        total = record.sums[stage.index]
         if record.act == "step":
-            scaled = tensors[0] * (record.clip_scale / max(1, hold.total.tokens))
+            scaled = tensors[0] * (record.clip_scale / max(1, total.tokens))
             self.gradient_squares[stage.index] = float(torch.linalg.vector_norm(scaled)) ** 2
             stage.step(scaled, record.iteration - 1)
         else:
-            rebase = record.cell not in hold.total.contributors
+            rebase = record.cell not in total.contributors
             stage.adopt_anchor(tensors[0], tensors[1], hold.anchor, rebase=rebase)
 
     def drop_stage(self, index: int) -> None:
@@ -301,7 +303,7 @@ class Computing:
             tensors, count, reason = result
             if not tensors:
                 return done(effect.stage, StageSum(), (), reason=reason)
-            total = StageSum(contributors=effect.members, digest=tensor_digest(tensors[0]))
+            total = StageSum(contributors=effect.members, digest=result_digest(tensors, count))
             return done(effect.stage, total, tensors, anchor=count, reason=reason)
 
         self.tasks.put(Task(COMMIT, run, finished))

@@ -11,7 +11,7 @@ differ from those that reach another, so each stage divides by its own `target_t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -289,8 +289,20 @@ def state_like(size: int) -> dict[str, Tensor]:
 
 def tensor_digest(tensor: Tensor) -> str:
     """Hex BLAKE2b-128 of a tensor's bytes, wherever it lives."""
-    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return hashlib.blake2b(_tensor_bytes(tensor), digest_size=16).hexdigest()
+
+
+def result_digest(tensors: Sequence[Tensor], anchor: int = 0) -> str:
+    """Hex BLAKE2b-128 of all that a slot applies to a stage: tensors in order, and an anchor's count."""
+    hashed = hashlib.blake2b(f"{anchor} {[t.numel() for t in tensors]}".encode(), digest_size=16)
+    for tensor in tensors:
+        hashed.update(_tensor_bytes(tensor))
+    return hashed.hexdigest()
+
+
+def _tensor_bytes(tensor: Tensor) -> memoryview:
+    data: memoryview = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def _initial(job: Job, config: ModelConfig, stage: int) -> Tensor:

@@ -122,9 +122,7 @@ class Trainer:
             case Gradient() as body:
                 return self.averaging.handle(peer, body, message, self.record, self.flow.hops.roster)
             case Averaged() as body:
-                if body.cell != self.cell or body.stage not in self.computing.stages:
-                    return []
-                return [Hold(body.slot, body.stage, body.total, (message,), body.anchor)]
+                return self.applying.averaged(peer, body, message, self.record)
             case OuterDelta() as body:
                 return self.outer.delta(peer, body, message)
             case OuterMean() as body:
@@ -204,7 +202,7 @@ class Trainer:
             case CloseSlot():
                 return self._close(effect, now)
             case Hold():
-                self.applying.hold(effect, self.record.slot)
+                self.applying.hold(effect)
                 return self._apply(now)
             case Apply():
                 return self._decided(effect, now)
@@ -271,6 +269,7 @@ class Trainer:
         """Stop microbatch work and average what there is; or meet the other cells."""
         close = effect.close
         self.flow.close()
+        self.applying.closed(close)
         self._begin_next = None
         mine = [s for s in stages_of(close.roster, self.me) if s in self.computing.stages]
         own = self.computing.gradients(mine, close.roster, self.me) if close.act == "step" else {}

@@ -15,7 +15,8 @@ from swarm.pipeline.computing import Computing
 from swarm.pipeline.data import load_corpus
 from swarm.pipeline.model import preset
 from swarm.pipeline.outer_round import Average, Settle
-from swarm.pipeline.stage import Stage, tensor_digest
+from swarm.pipeline.stage import Stage, result_digest
+from swarm.pipeline.work import Key, Work
 from transport.codecs import encode
 from transport.machine import NodeId
 from transport.wire import Message
@@ -40,16 +41,19 @@ def message(tensor: torch.Tensor, *, cut: int = 0) -> Message:
     return Message(body, (view[: view.nbytes - cut],))
 
 
-def record_at(iteration: int, ends: NodeId = ME) -> CellRecord:
+def record_at(
+    iteration: int, ends: NodeId = ME, *, act: str = "step", total: StageSum | None = None
+) -> CellRecord:
     return CellRecord(
         cell="c0",
         slot=iteration,
         term=1,
-        act="step",
+        act=act,  # type: ignore[arg-type]
         iteration=iteration,
         round=0,
         previous="",
         roster=((ends,), (ME,), (ME,), (ME,)),
+        sums=(StageSum(), StageSum(), total or StageSum()),
         leader=ME,
     )
 
@@ -72,7 +76,7 @@ def test_a_gradient_that_cannot_be_used_is_left_out_and_attributed(
     ((kept, _, squares, digest, _),) = run(computing)  # type: ignore[misc]
     assert [node for node, _, _ in kept.parts] == [ME]
     assert squares == pytest.approx(6.0)
-    assert digest == tensor_digest(torch.ones(6))
+    assert digest == result_digest((torch.ones(6),))
     assert not any(PEER[:8] in what for what in computing.dropped)
     (told,) = computing.blame()
     assert isinstance(told, Noted)
@@ -87,19 +91,84 @@ def test_nothing_usable_is_no_average(computing: Computing) -> None:
     assert (kept.parts, squares, digest) == ((), 0.0, "")
 
 
+def came(tensors: tuple[torch.Tensor, ...], total: StageSum, anchor: int = 0) -> Hold:
+    """A result as it came from its reducer."""
+    pairs = [encode(f"t{i}", tensor, "raw") for i, tensor in enumerate(tensors)]
+    body = Averaged(
+        cell="c0",
+        slot=1,
+        term=1,
+        stage=2,
+        round_attempt=1,
+        total=total,
+        anchor=anchor,
+        tensors=tuple(spec for spec, _ in pairs),
+    )
+    payload = Message(body, tuple(buffer for _, buffer in pairs))
+    return Hold(1, 2, total, (payload,), anchor, PEER, (1, 1))
+
+
+def bad_holds(computing: Computing, record: CellRecord, hold: Hold) -> list[Hold]:
+    computing.apply(record, {2: hold}, lambda *result: [result])  # type: ignore[arg-type, return-value]
+    ((_, bad, _),) = run(computing)  # type: ignore[misc]
+    return bad  # type: ignore[no-any-return, has-type]
+
+
 def test_tensors_without_the_digest_they_came_with_change_nothing(computing: Computing) -> None:
     """Else whoever sends first could step a holder with what nobody averaged."""
     stage = computing.stages[2]
     before = stage.digest()
-    flat = torch.full_like(stage.parameters, 0.5)
-    spec, buffer = encode("t0", flat, "raw")
     total = StageSum(contributors=(PEER,), tokens=4, digest="00" * 16)
-    body = Averaged(cell="c0", slot=1, term=1, stage=2, round_attempt=1, total=total, tensors=(spec,))
-    hold = Hold(1, 2, total, (Message(body, (buffer,)),))
-    computing.apply(record_at(1), {2: hold}, lambda *result: [result])  # type: ignore[arg-type, return-value]
-    ((_, bad, _),) = run(computing)  # type: ignore[misc]
-    assert bad == [hold]
+    hold = came((torch.full_like(stage.parameters, 0.5),), total)
+    assert bad_holds(computing, record_at(1, total=total), hold) == [hold]
     assert stage.digest() == before
+
+
+@pytest.mark.parametrize("spoilt", ["anchor", "momentum", "count", "no momentum"])
+def test_a_round_is_applied_whole_as_it_was_decided_or_not_at_all(computing: Computing, spoilt: str) -> None:
+    """Holders whose weights are alike must have the same momentum, or they part at the next round."""
+    stage = computing.stages[2]
+    before = stage.state()
+    anchor, momentum = torch.full_like(stage.anchor, 0.5), torch.full_like(stage.anchor, 0.25)
+    total = StageSum(contributors=("c0", "c1"), digest=result_digest((anchor, momentum), 3))
+    record = record_at(1, act="round", total=total)
+    tensors = {
+        "anchor": (anchor + 1, momentum),
+        "momentum": (anchor, momentum + 1),
+        "no momentum": (anchor,),
+    }.get(spoilt, (anchor, momentum))
+    hold = came(tensors, total, 4 if spoilt == "count" else 3)
+    assert bad_holds(computing, record, hold) == [hold]
+    assert all(torch.equal(value, before[name]) for name, value in stage.state().items())
+    assert bad_holds(computing, record, came((anchor, momentum), total, 3)) == []
+    assert torch.equal(stage.outer_momentum, momentum)
+    assert stage.anchor_count == 3
+
+
+def test_a_step_has_one_tensor_and_a_round_two_whatever_their_digest(computing: Computing) -> None:
+    flat = torch.zeros_like(computing.stages[2].parameters)
+    for act, tensors in (("step", (flat, flat)), ("round", (flat,))):
+        total = StageSum(tokens=4, digest=result_digest(tensors))
+        hold = came(tensors, total)
+        assert bad_holds(computing, record_at(1, act=act, total=total), hold) == [hold]
+
+
+def test_a_head_that_is_withdrawn_before_it_begins_counts_nothing(computing: Computing) -> None:
+    """Forward may be retried, so what was not counted yet never is."""
+    ends = computing.stages[0] = Stage(computing.job, computing.config, 0)
+    key = Key(1, 1, ME, 0, 0)
+    for only_head in (True, False):
+        computing.clear()
+        outputs: list[object] = []
+        done = lambda _work, output, _now: outputs.append(output) or ()  # noqa: B023, E731
+        computing.work(Work("embed", key, 0, 0), "c0", 0, done)
+        run(computing)
+        computing.work(Work("head", key, 0, 1, outputs[0]), "c0", 0, done)
+        computing.forget(key, only_head=only_head)
+        run(computing)
+        assert outputs[1] is None
+        assert ends.target_tokens == ends.gradient.abs().sum() == 0
+        assert ends.held() == only_head
 
 
 def test_an_unreadable_outer_gradient_is_no_member(computing: Computing) -> None:
