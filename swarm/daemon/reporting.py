@@ -107,6 +107,6 @@ def _dropped(trainer: Trainer | None, transfer: Transfer, guard: Guard) -> Count
     dropped.update(guard.dropped)
     if trainer is not None:
         flow = trainer.flow
-        for part in (trainer, trainer.computing, trainer.applying, flow, flow.hops, flow.feeding):
+        for part in (trainer, trainer.computing, flow, flow.hops, flow.feeding):
             dropped.update(part.dropped)
     return dropped
