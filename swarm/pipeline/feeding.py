@@ -91,6 +91,10 @@ class Feeding:
             return self._drop("lost: of no hop")
         return self._trouble(flight, body.reason, now)
 
+    def feeds(self, microbatch: int) -> bool:
+        """Whether this node started a microbatch of the plan."""
+        return microbatch in self._flights
+
     def arrived(self, peer: NodeId, body: Forward | Backward, payload: Any) -> Sequence[Effect]:
         """Activations came back to their data node, or the gradient of the embedding did."""
         flight = self._flight(body.slot, body.term, body.microbatch, body.attempt)
@@ -196,6 +200,7 @@ class Feeding:
         effects: list[Effect] = [Noted("lost", fields), Forget(self._key(flight))]
         if flight.phase == "backward":
             return [*effects, *self._resolve(flight, "partial", now)]
+        effects += self._tell_hops(flight, plan, reason)
         flight.attempt += 1
         flight.phase = "waiting"
         again = start_again(flight.path, plan.roster, self._avoid)
@@ -204,6 +209,19 @@ class Feeding:
             return [*effects, *self._resolve(flight, "lost", now)]
         flight.path = again.path
         return [*effects, *self._start(now)]
+
+    def _tell_hops(self, flight: Flight, plan: Plan, reason: str) -> list[Effect]:
+        """The hops of an attempt need not keep anything of it: nothing of it will come back."""
+        lost = Lost(
+            cell=plan.cell,
+            slot=plan.slot,
+            term=plan.term,
+            microbatch=flight.index,
+            attempt=flight.attempt,
+            reason=reason[:200],
+        )
+        hops = {NodeId(node) for node, _ in flight.path[1:]} - self._avoid
+        return [Send(node, Message(lost)) for node in sorted(hops)]
 
     def _start(self, now: float) -> list[Effect]:
         """Fill the places that are free; a path planned through a gone node is mended first."""

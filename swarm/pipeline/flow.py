@@ -8,7 +8,7 @@ link.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from swarm.gossip.view import View
@@ -41,8 +41,7 @@ class Flow:
         self._codec = job.pipeline.hop_codec
         self._job = job
         self._memory: dict[NodeId, int] = {}
-        held_max = 4 * job.pipeline.in_flight + job.pipeline.microbatches
-        self.hops = Hops(me, held_max=held_max * job.pipeline.stages)
+        self.hops = Hops(me)
         self.feeding = Feeding(me, in_flight=job.pipeline.in_flight)
 
     def drop(self, what: str) -> None:
@@ -61,11 +60,18 @@ class Flow:
         self.cell, self.iteration = plan.cell, plan.iteration - 1
         self._computing.tasks.drop_microbatches()
         self._computing.clear()
-        early = self.hops.begin(plan)
-        config, sizes = self._computing.config, self._computing.stage_sizes
-        room = microbatches_that_fit(config, self._job, plan.roster, sizes, self._memory)
-        self.feeding.in_flight = min(self._job.pipeline.in_flight, room)
+        early = self.hops.begin(plan, held_max=self._held_max(plan.roster))
+        self.feeding.in_flight = min(self._job.pipeline.in_flight, self._room(plan.roster, self._memory))
         return [*self.feeding.begin(plan, leader, now), *early]
+
+    def _room(self, roster: Roster, memory: Mapping[NodeId, int]) -> int:
+        config, sizes = self._computing.config, self._computing.stage_sizes
+        return microbatches_that_fit(config, self._job, roster, sizes, memory)
+
+    def _held_max(self, roster: Roster) -> int:
+        """What every data node may have on its way at once, in every body stage of this node."""
+        room = self._room(roster, {self.me: self._memory.get(self.me, 0)})
+        return room * len(roster[0]) * sum(self.me in row for row in roster[1:])
 
     def tokens_max(self, *rosters: Roster) -> int:
         """Target tokens that one stage can see in this slot, with the data nodes of the plan or of these."""
@@ -79,8 +85,11 @@ class Flow:
         self._computing.tasks.drop_microbatches()
 
     def lost(self, peer: NodeId, body: Lost, now: float) -> Sequence[Effect]:
-        """A hop says that one of this node's microbatches cannot go on."""
-        return self.feeding.handle(peer, body, now)
+        """A hop says that one of this node's microbatches cannot go on, or a data node that its is over."""
+        over = self.hops.given_up(peer, body)
+        return (
+            over if over or not self.feeding.feeds(body.microbatch) else self.feeding.handle(peer, body, now)
+        )
 
     def arrived(
         self, peer: NodeId, body: Forward | Backward, payload: Any, last: CellRecord | None = None

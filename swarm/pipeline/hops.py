@@ -14,7 +14,7 @@ from typing import Any
 from swarm.events import Noted
 from swarm.messages import Backward, CellRecord, Forward, Lost, Plan, Roster
 from swarm.pipeline.checks import neighbour, wrong_with_path
-from swarm.pipeline.work import Key, Ship, Work
+from swarm.pipeline.work import Forget, Key, Ship, Work
 from swarm.planning.paths import reroute
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message
@@ -28,9 +28,9 @@ WAITING_SLOTS = 2
 class Hops:
     """Everything a node does as hop of other (or its own) data nodes' microbatches."""
 
-    def __init__(self, me: NodeId, *, held_max: int) -> None:
+    def __init__(self, me: NodeId) -> None:
         self.me = me
-        self.held_max = held_max
+        self.held_max = 0
         self.dropped: dict[str, int] = {}
         self._plan: Plan | None = None
         self._open = False
@@ -46,9 +46,12 @@ class Hops:
 
     # -- slots ------------------------------------------------------------------------------
 
-    def begin(self, plan: Plan) -> Sequence[Effect]:
-        """A new slot: forget the last one, then take in what came early."""
-        self._plan, self._open = plan, True
+    def begin(self, plan: Plan, *, held_max: int) -> Sequence[Effect]:
+        """A new slot: forget the last one, then take in what came early.
+
+        held_max: microbatches that this node may hold, counted in each of its stages.
+        """
+        self._plan, self._open, self.held_max = plan, True, held_max
         self._bodies.clear()
         self._returning.clear()
         early, self._waiting = self._waiting, deque()
@@ -97,10 +100,27 @@ class Hops:
             return [Work("backward", key, stage, body.position, payload, body.target_tokens)]
         if (key, body.position) in self._bodies:
             return self._drop("forward twice")
+        others = [held for held, _ in self._bodies if held[:-1] == key[:-1] and held != key]
+        if any(held.attempt > key.attempt for held in others):
+            return self._drop("forward of an attempt that is over")
+        effects = [effect for held in others for effect in self._free(held)]
         if len(self._bodies) >= self.held_max:
-            return [self._lost(body, "this hop holds all the microbatches it can")]
+            return [*effects, self._lost(body, "this hop holds all the microbatches it can")]
         self._bodies[key, body.position] = body
-        return [Work("forward", key, stage, body.position, payload)]
+        return [*effects, Work("forward", key, stage, body.position, payload)]
+
+    def given_up(self, peer: NodeId, body: Lost) -> Sequence[Effect]:
+        """A data node starts a microbatch again, or not: what is kept of this attempt is of no use."""
+        return self._free(Key(body.slot, body.term, peer, body.microbatch, body.attempt))
+
+    def _free(self, key: Key) -> Sequence[Effect]:
+        """Drop an attempt that can have no backward; one whose backward has begun stays."""
+        entries = [entry for entry in self._bodies if entry[0] == key]
+        if not entries or any(entry in self._returning for entry in entries):
+            return []
+        for entry in entries:
+            del self._bodies[entry]
+        return [Forget(key)]
 
     def computed(self, work: Work, output: Any, _: float) -> Sequence[Effect]:
         """A forward or backward of this node is done; `output` goes to the next hop.
@@ -109,7 +129,7 @@ class Hops:
         """
         body = self._bodies.get((work.key, work.position))
         if body is None or not self._current(body):
-            return self._drop("finished after its slot")
+            return [*self._drop("finished after it was over"), Forget(work.key)]
         if output is None:
             del self._bodies[work.key, work.position]
             if work.kind == "backward":

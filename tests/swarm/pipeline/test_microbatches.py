@@ -29,6 +29,10 @@ def forward(position: int = 1, attempt: int = 0) -> Forward:
     return Forward(**ABOUT, microbatch=0, attempt=attempt, path=PATH, position=position)
 
 
+def lost(attempt: int = 0) -> Lost:
+    return Lost(**ABOUT, microbatch=0, attempt=attempt, reason="could not")
+
+
 def backward(position: int = 1, slot: int = 1) -> Backward:
     about = ABOUT | {"slot": slot}
     return Backward(**about, microbatch=0, attempt=0, path=PATH, position=position, target_tokens=4)
@@ -43,8 +47,8 @@ def sent(effects: list[Effect] | tuple[Effect, ...], kind: type) -> list[object]
 
 
 def hops() -> Hops:
-    machine = Hops(HOP, held_max=4)
-    machine.begin(plan())
+    machine = Hops(HOP)
+    machine.begin(plan(), held_max=2)
     return machine
 
 
@@ -70,17 +74,16 @@ def test_a_backward_is_never_done_twice() -> None:
 def test_a_forward_that_cannot_be_computed_is_told_lost_at_once() -> None:
     machine = hops()
     (work,) = machine.arrived(DATA, forward(), "garbage")
-    (lost,) = sent(machine.computed(work, None, 0.0), Lost)
-    assert isinstance(lost, Lost)
-    assert lost.attempt == 0
+    assert sent(machine.computed(work, None, 0.0), Lost) == [
+        lost().model_copy(update={"reason": "stage 1 could not compute its forward"})
+    ]
 
 
 def test_a_lost_forward_starts_again_on_another_holder() -> None:
     feeding = Feeding(DATA, in_flight=4)
     (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
     feeding.computed(embed, "x", 0.0)
-    lost = Lost(**ABOUT, microbatch=0, attempt=0, reason="could not")
-    (again,) = only(feeding.handle(HOP, lost, 1.0), Work)
+    (again,) = only(feeding.handle(HOP, lost(), 1.0), Work)
     assert again.key.attempt == 1
     (ship,) = only(feeding.computed(again, "x", 1.0), Ship)
     assert ship.peer == SPARE
@@ -151,6 +154,60 @@ def test_what_was_computed_for_an_attempt_that_is_over_is_not_kept() -> None:
     (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
     feeding.tick(1e6)
     assert feeding.computed(embed, "x", 1e6) == [Forget(embed.key)]
+
+
+def test_the_hops_of_an_attempt_that_is_over_are_told_so() -> None:
+    feeding = Feeding(DATA, in_flight=4)
+    (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
+    feeding.computed(embed, "x", 0.0)
+    effects = feeding.tick(1e6)
+    assert [e.peer for e in effects if isinstance(e, Send)] == [HOP]
+    (told,) = sent(effects, Lost)
+    machine = hops()
+    (work,) = machine.arrived(DATA, forward(), "x")
+    machine.computed(work, "y", 0.0)
+    assert machine.given_up(SPARE, told) == [], "of another's microbatch"
+    assert machine.given_up(DATA, told) == [Forget(work.key)]
+    assert machine.held == 0
+
+
+def test_a_hop_drops_an_attempt_when_it_gets_the_next_one() -> None:
+    machine = hops()
+    (old,) = machine.arrived(DATA, forward(), "x")
+    machine.computed(old, "y", 0.0)
+    for attempt in (1, 2, 3):
+        forget, work = machine.arrived(DATA, forward(attempt=attempt), "x")
+        assert forget == Forget(old.key)
+        assert machine.held == 1
+        old = work
+    assert machine.arrived(DATA, forward(attempt=2), "x") == []
+    assert machine.dropped == {"forward of an attempt that is over": 1}
+
+
+def test_an_attempt_whose_backward_has_begun_is_never_dropped() -> None:
+    machine = hops()
+    (work,) = machine.arrived(DATA, forward(), "x")
+    machine.computed(work, "y", 0.0)
+    (back,) = machine.arrived(DATA, backward(), "g")
+    assert machine.given_up(DATA, lost()) == []
+    assert only(machine.computed(back, "h", 0.0), Ship)
+
+
+def test_what_a_hop_computed_for_an_attempt_that_is_over_is_not_kept() -> None:
+    machine = hops()
+    (work,) = machine.arrived(DATA, forward(), "x")
+    machine.given_up(DATA, lost())
+    assert machine.computed(work, "y", 0.0) == [Forget(work.key)]
+
+
+def test_a_hop_holds_no_more_than_it_has_room_for() -> None:
+    machine = hops()
+    for index in (1, 2):
+        machine.arrived(DATA, forward().model_copy(update={"microbatch": index}), "x")
+    (told,) = sent(machine.arrived(DATA, forward(), "x"), Lost)
+    assert isinstance(told, Lost)
+    assert "holds all" in told.reason
+    assert machine.held == machine.held_max == 2
 
 
 @pytest.mark.parametrize("takes_s", [70.0, 250.0])
@@ -228,19 +285,18 @@ def test_only_what_is_of_a_slot_soon_to_come_waits_for_it() -> None:
     soon = forward().model_copy(update={"slot": 2})
     assert machine.arrived(THIEF, soon, "x", last) == []
     assert machine.arrived(DATA, soon, "x", last) == []
-    assert len(only(machine.begin(plan(slot=2)), Work)) == 1
+    assert len(only(machine.begin(plan(slot=2), held_max=2), Work)) == 1
 
 
 def test_a_data_node_believes_the_hops_of_its_paths_only() -> None:
     feeding = Feeding(DATA, in_flight=4)
     (embed,) = only(feeding.begin(plan(), DATA, 0.0), Work)
     feeding.computed(embed, "x", 0.0)
-    lost = Lost(**ABOUT, microbatch=0, attempt=0, reason="could not")
-    assert feeding.handle(THIEF, lost, 1.0) == []
+    assert feeding.handle(THIEF, lost(), 1.0) == []
     assert feeding.arrived(THIEF, forward(position=2), "y") == []
     (head,) = only(feeding.arrived(HOP, forward(position=2), "y"), Work)
     feeding.computed(head, (8.0, 4, "g"), 1.0)
-    assert feeding.handle(HOP, lost, 1.0) == []
+    assert feeding.handle(HOP, lost(), 1.0) == []
     assert feeding.arrived(THIEF, backward(position=0), "g") == []
     assert len(feeding.arrived(HOP, backward(position=0), "g")) == 1
 
