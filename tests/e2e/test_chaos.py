@@ -14,7 +14,7 @@ from swarm.lab.wan_namespaces import ours, why_not
 
 pytestmark = pytest.mark.e2e
 BECAUSE = why_not()
-ITERATIONS = 30
+ITERATIONS = 40
 MINUTES = "4"
 """At most: the job is finished long before."""
 KILLS = """
@@ -22,7 +22,7 @@ KILLS = """
 at_iteration = 3
 kind = "restart"
 node = "holder:0"
-after_s = 0.5
+after_s = 4
 
 [[fault]]
 at_iteration = 5
