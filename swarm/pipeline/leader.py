@@ -34,7 +34,6 @@ from swarm.pipeline.office import Office, to
 from swarm.pipeline.records import (
     CheckRecord,
     Sign,
-    committed,
     is_finished,
     is_majority,
     read_record,
@@ -190,7 +189,8 @@ class Leader(Office):
             microbatches=microbatches,
         )
         self.phase, self._reports, self._asked = "running", {}, plan
-        self._begun, self._until = now, now + self._slot_time.limit_s()
+        # Up to four times, within the followers' patience: perhaps nothing came through for want of time.
+        self._begun, self._until = now, now + self._slot_time.limit_s() * 2.0 ** min(self._fruitless, 2)
         skipped = [stage for stage, holders in enumerate(self._rows) if not holders]
         noted = Noted("planned", {"cell": plan.cell, "iteration": plan.iteration, "skipped": skipped})
         newcomers = to(self.appointments.newcomers, self._commit_of(self.signed))
@@ -292,7 +292,7 @@ class Leader(Office):
         if record.act == "step":
             self._slot_time.add(now - self._begun)
         everyone = sorted({*self._members(), *roster_nodes(record.roster)})
-        noted = Noted(*committed(record, seconds=now - self._begun, reasons=self.ledger.reasons(record)))
+        noted = Noted(*self.ledger.committed(record, now - self._begun))
         recoveries = self.appointments.recoveries(record, now)
         return [*to(everyone, self._commit_of(signed)), *recoveries, noted]
 

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from swarm.events import EventKind
 from swarm.job import Job
 from swarm.messages import CellRecord, Report, Roster, StageSum, Summed
+from swarm.pipeline.records import committed
 from transport.machine import NodeId
 from transport.wire import Signed
 
@@ -28,7 +30,7 @@ class Ledger:
         self.act: Literal["step", "round"] = "step"
         self.attempt = 0
         self.sums: dict[int, Summed] = {}
-        self._loss, self._tokens = 0.0, 0
+        self._loss, self._tokens, self._partial, self._lost = 0.0, 0, 0, 0
         self._history: dict[int, Signed] = {}
 
     # -- the slot ---------------------------------------------------------------------------
@@ -36,13 +38,15 @@ class Ledger:
     def clear(self) -> None:
         """Begin a slot."""
         self.attempt, self.sums = 0, {}
-        self._loss, self._tokens = 0.0, 0
+        self._loss, self._tokens, self._partial, self._lost = 0.0, 0, 0, 0
 
     def report(self, reports: Iterable[Report]) -> None:
         """The data nodes' losses and tokens, counted once, when the slot is closed."""
         told = list(reports)
         self._loss = sum(report.loss_sum for report in told)
         self._tokens = sum(report.tokens for report in told)
+        self._partial = sum(report.partial for report in told)
+        self._lost = sum(report.lost for report in told)
 
     def open(self, act: Literal["step", "round"]) -> None:
         """Begin to average, perhaps once more because a reducer vanished."""
@@ -53,6 +57,8 @@ class Ledger:
         """Why one data node's report cannot be true of a plan of this job, or an empty text."""
         if report.tokens > tokens_max(job):
             return "more tokens than were planned"
+        if report.done + report.partial + report.lost > job.pipeline.microbatches:
+            return "more microbatches than were planned"
         if not 0 <= report.loss_sum <= report.tokens * LOSS_MAX:
             return "a loss that no model has"
         return ""
@@ -93,6 +99,11 @@ class Ledger:
         return min(1.0, clip_norm / (math.sqrt(squares) + 1e-6))
 
     # -- records ----------------------------------------------------------------------------
+
+    def committed(self, record: CellRecord, seconds: float) -> tuple[EventKind, dict[str, object]]:
+        """The event that a decided record is worth, with what its data nodes and reducers have said."""
+        reasons = self.reasons(record)
+        return committed(record, seconds=seconds, reasons=reasons, partial=self._partial, lost=self._lost)
 
     def record(
         self, last: CellRecord, digest: str, term: int, leader: NodeId, roster: Roster, clip_norm: float

@@ -91,9 +91,12 @@ def founding(
 
 
 def committed(
-    record: CellRecord, *, seconds: float, reasons: Iterable[str]
+    record: CellRecord, *, seconds: float, reasons: Iterable[str], partial: int, lost: int
 ) -> tuple[EventKind, dict[str, object]]:
-    """The event that a decided record is worth: its kind and fields."""
+    """The event that a decided record is worth: its kind and fields.
+
+    partial, lost: microbatches that reached only some of the stages, or none.
+    """
     fields: dict[str, object] = {
         "cell": record.cell,
         "slot": record.slot,
@@ -109,6 +112,8 @@ def committed(
     return "committed", fields | {
         "loss": round(record.loss, 5),
         "tokens": record.tokens,
+        "partial": partial,
+        "lost": lost,
         "clip_scale": round(record.clip_scale, 6),
         "holders": holders,
     }

@@ -13,6 +13,7 @@ from swarm.gossip.view import Member, MemberRecord, View
 from swarm.job import Job, JobError, parse_job
 from swarm.messages import (
     Absent,
+    Accept,
     CellRecord,
     Close,
     Plan,
@@ -120,6 +121,7 @@ def again(message: Message, leader: Leader) -> Message:
         (A, {"loss_sum": 1.7e308}),
         (A, {"loss_sum": math.nan}),
         (A, {"loss_sum": -1.0}),
+        (A, {"lost": 1}),
     ],
 )
 def test_a_report_counts_only_from_a_data_node_and_within_the_plan(
@@ -201,6 +203,7 @@ def test_after_iterations_that_teach_nothing_a_leader_waits_longer_and_says_so_o
     leader, now = running(), 0.0
     pauses: list[float] = []
     errors: list[Effect] = []
+    limits: list[float] = []
     for _ in range(FRUITLESS_MAX + 4):
         leader.handle(A, again(report(tokens=0, loss_sum=0.0), leader), now)
         for stage, reducer in ((0, A), (1, B)):
@@ -216,9 +219,24 @@ def test_after_iterations_that_teach_nothing_a_leader_waits_longer_and_says_so_o
             promise = Promise(cell="c0", slot=0, term=leader.term, decided=FIRST)
             leader.handle(node, Message(promise), now)
         assert leader.phase == "running"
+        limits.append((leader.deadline() or now) - now)
+    assert limits[:3] == [180.0, 360.0, 360.0], "perhaps only time was missing"
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (REST_S, REST_MAX_S)
     assert len(errors) == 1
+
+
+def test_the_event_of_a_commit_tells_what_became_of_its_microbatches() -> None:
+    leader = running()
+    leader.handle(A, report(done=1, partial=1, lost=1), 1.0)
+    leader.handle(A, summed(0), 2.0)
+    propose = bodies(leader.handle(B, summed(1), 3.0), Propose)[0]
+    assert isinstance(propose, Propose)
+    accept = Accept(cell="c0", slot=1, term=1, digest=record_digest(propose.record))
+    leader.handle(A, Message(accept), 4.0)
+    effects = leader.handle(B, Message(accept), 4.0)
+    (noted,) = [e for e in effects if isinstance(e, Noted) and e.kind == "committed"]
+    assert (noted.fields["partial"], noted.fields["lost"]) == (1, 1)
 
 
 def test_only_members_promise_and_only_what_somebody_really_signed() -> None:
