@@ -42,6 +42,15 @@ def origin_of(cell: str) -> str:
     return cell.partition("~")[0]
 
 
+def first_name_of(cell: str) -> str:
+    """What a cell would be called had its job been founded only once: `c0` for `c0.6561f2a1`.
+
+    A job that goes on from its checkpoints has new cells, but draws the data it would have drawn.
+    """
+    origin, sign, rest = cell.partition("~")
+    return origin.partition(".")[0] + sign + rest
+
+
 class StageSum(Part):
     """What a stage contributed to a slot: who was averaged, over how many tokens, which bytes.
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from swarm.job import DataSection
+from swarm.messages import first_name_of
 
 BYTE_VOCAB = 256
 END_OF_DOCUMENT = 0
@@ -203,9 +204,10 @@ def window(
     """Inputs and targets, both int64 [sequences, length], of one microbatch of the training text.
 
     A pure function of its arguments: whoever takes a cell over draws what its predecessor
-    would have drawn, and nothing about positions is ever stored.
+    would have drawn, and nothing about positions is ever stored. So does the cell of a job that
+    was founded again.
     """
-    position = f"{seed}/{cell}/{iteration}/{microbatch}".encode()
+    position = f"{seed}/{first_name_of(cell)}/{iteration}/{microbatch}".encode()
     drawn = hashlib.shake_128(position).digest(8 * sequences)
     offsets = np.frombuffer(drawn, dtype="<u8") % np.uint64(len(corpus.train) - length)
     return _cut(corpus.train, offsets.astype(np.int64), length)

@@ -173,6 +173,14 @@ def test_targets_are_inputs_moved_by_one_and_come_from_the_training_text(stdlib)
     assert text in stdlib.train.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("again", "first"), [("c0.6561f2a1", "c0"), ("c1.6561f2a1~1975a704.3", "c1~1975a704.3")]
+)
+def test_a_cell_of_a_job_founded_again_draws_the_windows_of_the_first(stdlib, again, first):
+    drawn = [window(stdlib, 1, cell, 7, 0, 2, 64)[0] for cell in (again, first)]
+    assert torch.equal(*drawn)
+
+
 def test_windows_reach_the_whole_training_text_and_nothing_else(tmp_path):
     (tmp_path / "a.txt").write_bytes(bytes(range(1, 101)))
     corpus = load_corpus(DataSection(path=str(tmp_path), sequence=8, held_out=0.1))
