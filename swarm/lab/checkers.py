@@ -116,8 +116,7 @@ def views_show_what_was_signed(world: World) -> Iterator[str]:
 def news_is_never_forgotten(world: World) -> Iterator[str]:
     """While a process lives, what it shows of another is never replaced by something older."""
     for process in world.live():
-        own = process.view.members.get(process.node)
-        life = own.record.incarnation if own else 0
+        life = world.evidence.lives.get(process.node, 0)
         for node, member in process.view.members.items():
             newest = world.evidence.versions.get((process.node, life, node), (0, 0))
             version = (member.record.incarnation, member.record.seq)

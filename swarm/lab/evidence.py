@@ -38,6 +38,7 @@ class Evidence:
     failures: sentences, whom an error ended.
     hindered: node -> faults that hinder it from hearing or answering now. calm_since: node -> when
         the last fault of any kind touched it, or it started.
+    lives: node -> how often it started: two lives may have the same incarnation, refuted or written.
     versions: (viewer, its life, member) -> newest (incarnation, seq) that it has shown.
     touched: what is new in `records` since the checkers looked last.
     stuck: sentences, cells that could train to the end and have not, when the world ended.
@@ -53,6 +54,7 @@ class Evidence:
     failures: list[str] = field(default_factory=list)
     hindered: dict[str, list[str]] = field(default_factory=dict)
     calm_since: dict[str, float] = field(default_factory=dict)
+    lives: dict[str, int] = field(default_factory=dict)
     versions: dict[tuple[str, int, str], tuple[int, int]] = field(default_factory=dict)
     touched: dict[tuple[str, int], None] = field(default_factory=dict)
     stuck: tuple[str, ...] = ()
@@ -73,6 +75,8 @@ class Evidence:
 
     def see(self, event: Event) -> None:
         """A process noted a fact."""
+        if event.kind == "started":
+            self.lives[event.node] = self.lives.get(event.node, 0) + 1
         if event.kind in ("fault", "started"):
             self.calm_since[event.node] = event.time
         if event.kind == "fault":

@@ -111,12 +111,33 @@ class Partition(_Fault):
 
 
 class SlowLink(_Fault):
-    """The node has `factor` times the latency and 1/`factor` of the bandwidth."""
+    """The node has `factor` times the latency and 1/`factor` of the bandwidth, growing over `over_s`."""
 
     kind: Literal["slow_link"]
     node: Selector
     factor: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+    over_s: Moment = 0.0
     for_s: Seconds | None = None
+
+
+class Noise(_Fault):
+    """Of the node's messages, both ways, these shares are lost and sent again, doubled, or overtaken.
+
+    A lost message costs a delay; only control messages are doubled or overtaken.
+    """
+
+    kind: Literal["noise"]
+    node: Selector
+    loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    duplication: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    reordering: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    for_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _is_some(self) -> Noise:
+        if not (self.loss or self.duplication or self.reordering):
+            raise ValueError("give at least one of loss, duplication and reordering")
+        return self
 
 
 class SlowCompute(_Fault):
@@ -153,7 +174,19 @@ class ClockSkew(_Fault):
     for_s: Seconds | None = None
 
 
-Fault = Crash | Restart | Pause | Cut | Partition | SlowLink | SlowCompute | Corrupt | DiskFull | ClockSkew
+Fault = (
+    Crash
+    | Restart
+    | Pause
+    | Cut
+    | Partition
+    | SlowLink
+    | SlowCompute
+    | Corrupt
+    | DiskFull
+    | ClockSkew
+    | Noise
+)
 
 
 class _Script(BaseModel):

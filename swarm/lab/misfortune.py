@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from swarm.lab.faults import (
     Cut,
     DiskFull,
     Fault,
+    Noise,
     Partition,
     Pause,
     Restart,
@@ -27,6 +29,7 @@ from swarm.lab.selectors import Standing, select
 from swarm.lab.sim_node import SimNode, SimProcess, virtual_now
 from transport.machine import NodeId
 from transport.sim_paths import Cut as Severed
+from transport.sim_paths import LinkShape
 from transport.virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
@@ -69,8 +72,10 @@ class Misfortune:
                 for process in self._remember(firing, who):
                     self._loop().freeze(process.node)
                     self._world.network.pause(process.node)
-            case SlowLink(node=who, factor=factor):
-                self._slow_links(self._remember(firing, who), factor)
+            case SlowLink(node=who, factor=factor, over_s=over_s):
+                self._slow_links(self._remember(firing, who), factor, over_s)
+            case Noise(node=who) as noise:
+                self._make_noise(self._remember(firing, who), noise)
             case SlowCompute(node=who, factor=factor):
                 self._slow_compute(self._remember(firing, who), factor)
             case Corrupt(node=who, messages=messages):
@@ -111,6 +116,8 @@ class Misfortune:
                     self._loop().thaw(process.node)
             case SlowLink():
                 self._slow_links(hit, 1.0)
+            case Noise():
+                self._make_noise(hit, None)
             case SlowCompute():
                 self._slow_compute(hit, 1.0)
             case Cut() | Partition():
@@ -154,9 +161,16 @@ class Misfortune:
         self._note(firing.fault.kind, seen.values())
         return found
 
-    def _slow_links(self, hit: Iterable[SimProcess], factor: float) -> None:
+    def _slow_links(self, hit: Iterable[SimProcess], factor: float, over_s: float = 0.0) -> None:
         for process in hit:
-            self._world.network.slow(process.node, factor)
+            self._world.network.slow(process.node, factor, over_s=over_s)
+
+    def _make_noise(self, hit: Iterable[SimProcess], noise: Noise | None) -> None:
+        """Noise on all paths of a node, or none: then they are what they were made."""
+        for process in hit:
+            for ends, calm in self._world.shapes.items():
+                if process.node in ends:
+                    self._world.network.set_shape(*ends, calm if noise is None else _noisy(calm, noise))
 
     @staticmethod
     def _slow_compute(hit: Iterable[SimProcess], factor: float) -> None:
@@ -173,3 +187,7 @@ class Misfortune:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
         return loop
+
+
+def _noisy(shape: LinkShape, noise: Noise) -> LinkShape:
+    return replace(shape, loss=noise.loss, duplication=noise.duplication, reordering=noise.reordering)

@@ -38,11 +38,15 @@ FAULT: TypeAdapter[Fault] = TypeAdapter(Fault)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One world of a soak: what it is made from, which classes of faults are on, and who lies."""
+    """One world of a soak: what it is made from, which classes of faults are on, and who lies.
+
+    cut_off: its end is earlier than drawn, so it need not have finished.
+    """
 
     classes: tuple[str, ...]
     options: WorldOptions
     liar: bool = False
+    cut_off: bool = False
 
 
 def draw(seed: int, allowed: Sequence[str] = ()) -> Scenario:
@@ -171,7 +175,17 @@ CLASSES: Mapping[str, Callable[[Random, Job], Fields]] = {
     "pause": lambda rng, job: _some(rng, job, kind="pause"),
     "cut": _cut,
     "partition": _partition,
-    "slow_link": lambda rng, job: _some(rng, job, kind="slow_link", factor=lambda r: r.choice((3, 20))),
+    "slow_link": lambda rng, job: _some(
+        rng, job, kind="slow_link", factor=lambda r: r.choice((3, 20)), over_s=lambda r: r.choice((0, 5))
+    ),
+    "noise": lambda rng, job: _some(
+        rng,
+        job,
+        kind="noise",
+        loss=lambda r: r.choice((0.0, 0.1, 0.25)),
+        duplication=lambda r: r.choice((0.01, 0.1)),
+        reordering=lambda r: r.choice((0.0, 0.1)),
+    ),
     "slow_compute": lambda rng, job: _some(rng, job, kind="slow_compute", factor=lambda r: r.choice((5, 50))),
     "corrupt": lambda rng, job: _some(
         rng, job, kind="corrupt", messages=lambda r: r.randint(1, 30), for_s=None
@@ -215,7 +229,7 @@ async def _play(scenario: Scenario, directory: Path) -> Outcome:
     if scenario.liar:
         world.beside(lie(world, Random(f"liar {scenario.options.seed}")))
     outcome = await world.run()
-    if outcome.broken or outcome.finished:
+    if outcome.broken or outcome.finished or scenario.cut_off:
         return outcome
     stuck = world.evidence.stuck
     if world.evidence.extinct or (not stuck and world.iteration >= world.job.inner.iterations):

@@ -58,7 +58,8 @@ def play_seed(seed: int, options: SoakOptions) -> dict[str, Any]:
     """Play one world: what it was, what broke, and the events before that."""
     scenario = draw(seed, options.classes)
     if options.until_s:
-        scenario = replace(scenario, options=replace(scenario.options, until_s=options.until_s))
+        until = replace(scenario.options, until_s=options.until_s)
+        scenario = replace(scenario, options=until, cut_off=True)
     began = time.process_time()
     outcome = play(scenario)
     if outcome.broken or options.until_s:

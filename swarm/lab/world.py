@@ -105,6 +105,7 @@ class World:
         self._tasks: asyncio.TaskGroup | None = None
         self._beside: list[Coroutine[Any, Any, None]] = []
         self.wiretap = Wiretap(options.job)
+        self.shapes: dict[tuple[NodeId, NodeId], LinkShape] = {}
         self.network = TappedNetwork(
             Random(self._rng.getrandbits(64)), LinkShape(), queues=options.queues, tap=self._overhear
         )
@@ -176,7 +177,8 @@ class World:
         if self.options.regions:
             self._settle(node)
         for other in self.processes:
-            self.network.set_shape(node.node, other.node, self._shape(node, other))
+            shape = self.shapes[node.node, other.node] = self._shape(node, other)
+            self.network.set_shape(node.node, other.node, shape)
         self.nodes.append(node)
         return node
 

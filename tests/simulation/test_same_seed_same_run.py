@@ -63,6 +63,14 @@ between = [["node:0"], ["node:2"]]
 one_way = true
 for_s = 2
 [[fault]]
+at_s = 1.5
+kind = "noise"
+node = "random"
+loss = 0.2
+duplication = 0.2
+reordering = 0.2
+for_s = 8
+[[fault]]
 per_hour = 0.99
 until_s = 30
 kind = "pause"
@@ -79,6 +87,7 @@ KINDS = (
     "disk_full",
     "clock_skew",
     "cut",
+    "noise",
 )
 CHURN = ("--churn", "60", "--speed-up", "20")
 

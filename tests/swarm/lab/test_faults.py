@@ -68,6 +68,14 @@ at_s = 130
 kind = "clock_skew"
 node = "node:1"
 by_s = -3600
+
+[[fault]]
+at_s = 140
+kind = "noise"
+node = "node:1"
+loss = 0.25
+duplication = 0.1
+for_s = 5
 """
 STANDING = Standing(
     nodes=("a", "b", "c", "d"),
@@ -95,6 +103,7 @@ def test_every_kind_of_fault_parses() -> None:
         "corrupt",
         "disk_full",
         "clock_skew",
+        "noise",
     ]
     assert isinstance(faults[0], Crash)
     assert faults[0].node == "holders:2"
@@ -102,7 +111,7 @@ def test_every_kind_of_fault_parses() -> None:
     assert faults[3].between == (("node:0",), ("node:1", "coordinator"))
     assert isinstance(faults[4], Partition)
     assert len(faults[4].groups) == 3
-    assert [fault.lasts_s for fault in faults] == [None, 10, 2, None, 30, 5, None, None, 7, None]
+    assert [fault.lasts_s for fault in faults] == [None, 10, 2, None, 30, 5, None, None, 7, None, 5]
 
 
 def test_an_empty_script_has_no_faults() -> None:
@@ -127,6 +136,7 @@ def test_an_empty_script_has_no_faults() -> None:
             "not after from_s",
         ),
         (_entry('at_s = 1\nkind = "crash"\nnode = "region:"'), "region:NAME"),
+        (_entry('at_s = 1\nkind = "noise"\nnode = "node:1"'), "at least one of loss"),
         (_entry('at_s = nan\nkind = "crash"\nnode = "node:1"'), "finite"),
         (_entry('at_s = 1\nkind = "slow_link"\nnode = "node:1"\nfactor = 0.5'), "greater than 1"),
         (_entry('at_s = 1\nkind = "partition"\ngroups = [["node:1"]]'), "at least 2"),
@@ -197,6 +207,8 @@ def test_each_fault_is_begun_and_undone_once() -> None:
         (120.0, "disk_full", False),
         (127.0, "disk_full", True),
         (130.0, "clock_skew", False),
+        (140.0, "noise", False),
+        (145.0, "noise", True),
     ]
     assert schedule.next_s() is None
 
@@ -207,13 +219,13 @@ def test_a_world_that_wakes_when_told_misses_nothing() -> None:
     while (when := schedule.next_s()) is not None:
         times.append(when)
         assert schedule.due(when, 0)
-    assert times == [5.5, 7.5, 60, 70, 80, 90, 95, 110, 120, 127, 130]
+    assert times == [5.5, 7.5, 60, 70, 80, 90, 95, 110, 120, 127, 130, 140, 145]
 
 
 def test_a_late_call_begins_faults_in_order_and_keeps_their_length() -> None:
     schedule = FaultSchedule(parse_faults(SCRIPT))
     begun = schedule.due(1000.0, 0)
-    assert [firing.fault.at_s for firing in begun] == [5.5, 60, 70, 80, 90, 90, 95, 120, 130]
+    assert [firing.fault.at_s for firing in begun] == [5.5, 60, 70, 80, 90, 90, 95, 120, 130, 140]
     assert schedule.next_s() == 1002.0
 
 
