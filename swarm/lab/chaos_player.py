@@ -34,6 +34,8 @@ TURN_S = 0.1
 """A slowed training process is stopped for a part of every turn: shorter than any time-out,
 longer than the scheduler's own turns."""
 COORDINATOR = "coordinator"
+PLAYABLE = (Crash, Restart, Pause, Cut, Partition, SlowLink, SlowCompute, DiskFull)
+"""Every kind that `Player` carries out; whatever else a script may hold is refused."""
 
 
 def refuse_impossible(
@@ -52,6 +54,14 @@ def refuse_impossible(
         if isinstance(fault, ClockSkew):
             why = "all processes here share this machine's clock"
             raise UserError(f"the fault 'clock_skew' is for `farflung simulate`: {why}")
+        if isinstance(fault, SlowLink) and fault.over_s:
+            raise UserError(
+                "a slow_link with over_s is for `farflung simulate`: real links are slowed at once"
+            )
+        if not isinstance(fault, PLAYABLE):
+            raise UserError(
+                f"the fault {fault.kind!r} is for `farflung simulate`: real processes are spared it"
+            )
         for selector in selectors_of(fault):
             which, _, number = selector.partition(":")
             if which == "region" and number not in regions:

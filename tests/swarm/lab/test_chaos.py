@@ -46,6 +46,7 @@ def test_a_network_that_is_demanded_and_impossible_is_refused(monkeypatch: pytes
     [
         ('kind = "corrupt"\nnode = "random"', "for `farflung simulate`"),
         ('kind = "clock_skew"\nnode = "random"\nby_s = 5', "share this machine's clock"),
+        ('kind = "noise"\nnode = "random"\nduplicate = 0.1', "real processes are spared it"),
         ('kind = "crash"\nnode = "region:Tokyo"', "are in no region"),
         ('kind = "crash"\nnode = "node:8"', "there are 8"),
         ('kind = "slow_link"\nnode = "node:1"\nfactor = 3', "needs the emulated network"),
@@ -68,6 +69,12 @@ def test_regions_are_dealt_in_turn_and_named_ones_can_be_hit(
     assert "geo-distributed, 12 regions" in scene.network()
     with pytest.raises(UserError, match="regions need the emulated network, but --no-wan was given"):
         prepare(ChaosOptions(regions="geo-distributed", wan=False))
+
+
+def test_a_link_that_degrades_slowly_is_refused_too() -> None:
+    script = '[[fault]]\nat_s = 1\nkind = "slow_link"\nnode = "random"\nfactor = 3\nover_s = 5\n'
+    with pytest.raises(UserError, match="slowed at once"):
+        refuse_impossible(parse_faults(script), nodes=8, because="")
 
 
 def test_fewer_nodes_than_the_job_waits_for_are_refused(tmp_path: Path) -> None:
