@@ -46,7 +46,7 @@ def test_a_network_that_is_demanded_and_impossible_is_refused(monkeypatch: pytes
     [
         ('kind = "corrupt"\nnode = "random"', "for `farflung simulate`"),
         ('kind = "clock_skew"\nnode = "random"\nby_s = 5', "share this machine's clock"),
-        ('kind = "noise"\nnode = "random"\nduplicate = 0.1', "real processes are spared it"),
+        ('kind = "noise"\nnode = "random"\nduplication = 0.1', "real processes are spared it"),
         ('kind = "crash"\nnode = "region:Tokyo"', "are in no region"),
         ('kind = "crash"\nnode = "node:8"', "there are 8"),
         ('kind = "slow_link"\nnode = "node:1"\nfactor = 3', "needs the emulated network"),
