@@ -80,6 +80,11 @@ class Conducts:
             return Complaint(f"cut off for {self._limits.cut_off_s:g} s: too many malformed messages", True)
         return Complaint(reason if conduct.is_new(reason) else "")
 
+    @property
+    def all_heard(self) -> bool:
+        """Whether nobody is cut off now."""
+        return not self._cut_off
+
     def cut_off(self, peer: NodeId, endpoint: Endpoint) -> None:
         """A peer that the link has just forgotten is not known again before `readmit`."""
         self._cut_off[peer] = endpoint

@@ -7,9 +7,12 @@ import resource
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgpack
+import numpy as np
+import torch
 from hypothesis import strategies as st
 from hypothesis.errors import StopTest
 from pydantic import BaseModel
@@ -26,8 +29,10 @@ KEPT = 400
 """Overheard messages to choose from."""
 HELD_MAX = 280
 """Entries of any one collection of a node after a flood of more: its own limits are below that."""
-GROWTH_BYTES = 1 << 30
-"""By which the process may grow while a node is lied to: no claim of a peer is allocated for."""
+HELD_BYTES_MAX = 1 << 20
+"""Bytes of all that a half without a model holds after a flood: an honest one holds some kilobytes."""
+GROWTH_BYTES = 1 << 29
+"""By which the process may grow while it is lied to; what is drawn and under way takes most of it."""
 ROOMS = ("swarm.", "recovery.", "transport.")
 ELSEWHERE = ("Job", "Corpus", "SimNetwork", "SimLink", "ModelConfig")
 """What a node reads and does not fill."""
@@ -165,6 +170,39 @@ def _inside(value: Any) -> Iterable[tuple[str, Any]]:
     slots = [name for owner in type(value).__mro__ for name in getattr(owner, "__slots__", ())]
     names = [*getattr(value, "__dict__", {}), *(slots if is_dataclass(value) else ())]
     return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+
+
+def held_bytes(root: object) -> int:
+    """Bytes of all tensors, buffers and texts that a node holds, at whatever depth; shared ones once."""
+    seen: set[int] = set()
+    total = 0
+    todo: list[Any] = [root]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, memoryview):
+            value = value.obj
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            total += 0 if storage.data_ptr() in seen else storage.nbytes()
+            seen.add(storage.data_ptr())
+        elif isinstance(value, np.ndarray):
+            todo += [value.base] if value.base is not None else []
+            total += value.nbytes if value.base is None else 0
+        elif isinstance(value, bytes | bytearray | str):
+            total += len(value)
+        elif isinstance(value, BaseModel) and type(value).__name__ not in ELSEWHERE:
+            todo += [getattr(value, name, None) for name in type(value).model_fields]
+        else:
+            todo += [inner for _, inner in _inside(value)]
+    return total
+
+
+def current_bytes() -> int:
+    """What this process has in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def grown_bytes(before: int) -> int:

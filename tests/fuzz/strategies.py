@@ -30,7 +30,18 @@ TEXTS = (
     *("checkpoint:²", "checkpoint:999", "ends-copy", "cell:", "genesis", "revoked", "cell:c0"),
     *("a" * 96, "a" * 97, "a" * 200, "a" * 201, "a" * 257),
 )
-BYTES = (b"", b"\x00", b"\x80", b"\xc1", b"\x00" * 64, b"\xff" * 64, b"\xdd\xff\xff\xff\xff", b"a" * 4096)
+BYTES = (
+    b"",
+    b"\x00",
+    b"\x80",
+    b"\xc1",
+    b"\x00" * 64,
+    b"\xff" * 64,
+    b"\xdd\xff\xff\xff\xff",
+    b"a" * 4096,
+    bytes(512),
+    bytes(range(256)) * 2,
+)
 BUFFER_MAX = 5 << 20
 """Larger buffers are only claimed, never sent."""
 

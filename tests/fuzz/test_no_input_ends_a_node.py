@@ -12,10 +12,12 @@ from cell_world import CellNode, Cells, run_cells, small_job
 from gossip_halves import WORLDS, Seat
 from hostile import (
     GROWTH_BYTES,
+    HELD_BYTES_MAX,
     Liar,
     Overheard,
     flood,
     grown_bytes,
+    held_bytes,
     lie,
     overgrown,
     peak_bytes,
@@ -49,6 +51,10 @@ NODES = 4
 MESSAGES = 60
 FLOOD = 300
 FLOOD_LARGE = 30
+HELD_STATES_MAX = 3
+"""What a node may hold of whatever is said to it, in states of the whole model; an honest run takes 1."""
+GROWN_STATES_MAX = 8
+"""By how much more the process may grow while four nodes are lied to, and all that is under way."""
 LARGE_BYTES = 1 << 16
 """So many messages with tensors of this size or more, because all of them are under way at once."""
 
@@ -141,7 +147,11 @@ def check(nodes: Sequence[CellNode], before: int) -> None:
     assert not [node.index for node in nodes if node.task.done()]
     assert [what for node in nodes for what in node.half.guard.dropped] == []
     assert [what for node in nodes for what in overgrown(node.half)] == []
-    assert grown_bytes(before) < GROWTH_BYTES
+    state = sum(nodes[0].half.setup.stage_bytes())
+    held = {node.index: held_bytes(node.half) for node in nodes}
+    assert not {index: nbytes for index, nbytes in held.items() if nbytes > HELD_STATES_MAX * state}
+    assert grown_bytes(before) < GROWN_STATES_MAX * state
+    assert all(node.link.conducts.all_heard for node in nodes), "who is cut off tests nothing"
 
 
 def lied_to(folders: pytest.TempPathFactory, data: st.DataObject, batches: int, *, inside: bool) -> None:
@@ -284,6 +294,7 @@ def collected(folder: Path, data: st.DataObject, count: int) -> None:
                 assert not task.done()
                 assert archive._guard.dropped == {}
                 assert overgrown(archive) == []
+                assert held_bytes(archive) < HELD_BYTES_MAX
             assert grown_bytes(before) < GROWTH_BYTES
             task.cancel()
 
@@ -323,6 +334,7 @@ def gossiped(data: st.DataObject, batches: int) -> None:
                 await asyncio.sleep(1.0)
                 assert not [seat for seat in seats if seat.task.done()]
                 assert [what for seat in seats for what in overgrown(seat.half._membership)] == []
+                assert max(held_bytes(seat.half) for seat in seats) < HELD_BYTES_MAX
             await asyncio.sleep(60.0)
             assert not [seat for seat in seats if seat.task.done()]
             for seat in seats[:-1]:

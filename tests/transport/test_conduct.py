@@ -52,7 +52,9 @@ def test_after_a_cut_off_a_peer_is_where_it_was_last_told_to_be(
             these.forget(EVE)
         else:
             assert these.withholds(EVE, endpoint)
+    assert not these.all_heard
     assert these.readmit(EVE) == then
+    assert these.all_heard
     assert not these.withholds(EVE, HERE)
 
 
