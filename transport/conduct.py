@@ -77,7 +77,8 @@ class Conducts:
             return Complaint(reason if conduct.is_new("version") else "")
         self._stats.dropped_malformed += 1
         if conduct.is_too_much(now):
-            return Complaint(f"cut off for {self._limits.cut_off_s:g} s: too many malformed messages", True)
+            told = f"cut off for {self._limits.cut_off_s:g} s: too many malformed messages, at last {reason}"
+            return Complaint(told[:REASON_CHARS_MAX], True)
         return Complaint(reason if conduct.is_new(reason) else "")
 
     @property
