@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -77,6 +78,15 @@ def unpack_payload(model: type[P], data: bytes, limits: WireLimits = _LIMITS) ->
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise WireError(f"{where}: {first['msg']}") from None
+
+
+def within(job: str, domain: str) -> str:
+    """The domain of what is signed as a member of a job (its digest).
+
+    One data directory may serve several jobs with one identity: what it said in one must not
+    be believed in another.
+    """
+    return f"{domain}:{job}"
 
 
 def node_id(public_key: bytes) -> NodeId:
@@ -204,6 +214,10 @@ class Identity:
     def sign(self, domain: str, payload: bytes) -> Signed:
         """Sign as this node."""
         return self.key.sign(domain, payload)
+
+    def signing_in(self, job: str) -> Callable[[str, bytes], Signed]:
+        """(domain, payload) -> signed by this node as a member of this job (its digest)."""
+        return lambda domain, payload: self.sign(within(job, domain), payload)
 
     def bind_curve(self, job: str) -> Signed:
         """This node's word that within `job` its sockets prove `curve_public`."""

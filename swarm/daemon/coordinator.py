@@ -261,7 +261,7 @@ async def found_once(
                 here,
                 job,
                 identity.node,
-                identity.sign,
+                identity.signing_in(job.digest),
                 corpus=corpus,
                 resumed=resumed.iteration,
                 resumed_cell=resumed.cell,

@@ -31,7 +31,7 @@ from swarm.gossip.messages import Notice, Spread
 from swarm.gossip.records import Untrusted
 from swarm.gossip.view import View
 from transport.driver import Driver
-from transport.identity import verify
+from transport.identity import verify, within
 from transport.link import Link
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Body, Message, Signed, WireError
@@ -275,7 +275,8 @@ class GossipHalf:
             member = self.view.members.get(NodeId(notice.notice.signer))
             if notice.topic != GENESIS or member is None or member.record.role != "coordinator":
                 return False
-            return verify(notice.notice, GENESIS_DOMAIN, trust.public_key(member.record))
+            domain = within(self.setup.job.digest, GENESIS_DOMAIN)
+            return verify(notice.notice, domain, trust.public_key(member.record))
         except (Untrusted, WireError):
             return False
 

@@ -60,7 +60,7 @@ class GossipSetup:
         )
         return cls(
             record=record,
-            sign=identity.sign,
+            sign=identity.signing_in(job.digest),
             verifier=Trust(job.digest, root_key, wall),
             job=job,
             config=config,

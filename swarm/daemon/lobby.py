@@ -31,7 +31,7 @@ from transport.identity import (
 )
 from transport.invitation import INVITATION_CHARS_MAX, InvitationError, TcpAddress, parse_invitation
 from transport.machine import Effect, NodeId
-from transport.wire import Body, Schema, Signed, WireError, WireLimits
+from transport.wire import Body, OtherVersion, Schema, Signed, WireError, WireLimits
 
 JOIN_LIMITS = WireLimits(header_bytes_max=16_384, depth_max=4)
 MEMBERS_MAX = 64
@@ -216,6 +216,8 @@ class Lobby:
             return limited
         try:
             body = TO_LOBBY.unpack(header)
+        except OtherVersion as error:
+            return _refuse(client, f"the newcomer {error}: install what the coordinator runs")
         except WireError as error:
             return _refuse(client, str(error))
         if isinstance(body, Hello):

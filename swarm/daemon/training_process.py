@@ -91,7 +91,7 @@ def _setup(options: NodeOptions, identity: Identity, begin: Begin) -> TrainingSe
     corpus = load_corpus(job.data)
     return TrainingSetup(
         me=identity.node,
-        sign=identity.sign,
+        sign=identity.signing_in(job.digest),
         public_key=Trust(job.digest, begin.root_key, wall_time).public_key,
         job=job,
         config=preset(job.model.preset, corpus.vocab),

@@ -21,7 +21,7 @@ from swarm.pipeline.model import ModelConfig
 from swarm.pipeline.records import DOMAIN, Sign, read_record, roster_nodes
 from swarm.pipeline.room import FLOAT_BYTES, STATE_FLATS
 from swarm.pipeline.stage import Stage
-from transport.identity import verify
+from transport.identity import verify, within
 from transport.machine import NodeId
 from transport.wire import Schema, Signed, WireError
 
@@ -78,7 +78,8 @@ class TrainingSetup:
         """Whether a cell record is signed by a member that this node knows."""
         member = view.members.get(NodeId(signed.signer))
         try:
-            return member is not None and verify(signed, DOMAIN, self.public_key(member.record))
+            domain = within(self.job.digest, DOMAIN)
+            return member is not None and verify(signed, domain, self.public_key(member.record))
         except Untrusted:
             return False
 

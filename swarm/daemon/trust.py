@@ -16,6 +16,7 @@ from transport.identity import (
     granted_run_key,
     unpack_payload,
     verify,
+    within,
 )
 from transport.machine import NodeId
 from transport.wire import Signed, WireError, WireLimits
@@ -49,14 +50,14 @@ class Trust:
         said = (record.node, record.curve_key, record.role, record.job)
         if said != (certificate.node, certificate.curve_key, certificate.role, self.job):
             raise Untrusted("the record is not what its certificate says")
-        if not verify(signed, MEMBER, certificate.public_key):
+        if not verify(signed, within(self.job, MEMBER), certificate.public_key):
             raise Untrusted("the record has a bad signature")
         return record
 
     def claim(self, signed: Signed, accuser: MemberRecord) -> Claim:
         """The claim, if the accuser signed it."""
         claim = read_claim(signed)
-        if claim.by != accuser.node or not verify(signed, CLAIM, self.public_key(accuser)):
+        if claim.by != accuser.node or not verify(signed, within(self.job, CLAIM), self.public_key(accuser)):
             raise Untrusted("the claim has a bad signature")
         return claim
 

@@ -156,7 +156,7 @@ class Crowd:
         identity, record = self._people[index]
         membership = Membership(
             record.model_copy(update={"incarnation": incarnation}),
-            sign=identity.sign,
+            sign=identity.signing_in(record.job),
             verifier=self._registry.trust,
             verify_notice=lambda _: False,
             config=self._gossip,

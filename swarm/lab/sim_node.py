@@ -238,7 +238,7 @@ class SimNode(SimProcess):
     def _training_setup(self, setup: GossipSetup) -> TrainingSetup:
         return TrainingSetup(
             me=self.node,
-            sign=self.identity.sign,
+            sign=self.identity.signing_in(self.ground.job.digest),
             public_key=setup.verifier.public_key,
             job=self.ground.job,
             config=self.ground.config,

@@ -81,7 +81,7 @@ class PerfectGossip:
             certificate=b"",
             facts=facts,
         )
-        signed = node.identity.sign("member", pack_payload(record))
+        signed = node.identity.signing_in(node.job.digest)("member", pack_payload(record))
         self.tell(node, MemberChanged(record=signed, status="alive"))
 
     def tell(self, node: CellNode, changed: MemberChanged) -> None:
@@ -125,7 +125,7 @@ class CellNode:
         keys = gossip.nodes
         setup = TrainingSetup(
             me=self.identity.node,
-            sign=self.identity.sign,
+            sign=self.identity.signing_in(job.digest),
             public_key=lambda record: keys[record.node].identity.public_key,
             job=job,
             config=preset(job.model.preset, corpus.vocab),
@@ -216,7 +216,7 @@ def genesis_notice(nodes: Sequence[CellNode], job: Job, resumed: int = 0) -> Not
         View(members),
         job,
         COORDINATOR.node,
-        COORDINATOR.sign,
+        COORDINATOR.signing_in(job.digest),
         corpus=corpus,
         resumed=resumed,
         resumed_cell="c0" if resumed else "",

@@ -48,7 +48,7 @@ def identity_of(index: int) -> Identity:
 
 
 def signed_by(index: int, domain: str, payload: bytes) -> Signed:
-    return identity_of(index).sign(domain, payload)
+    return identity_of(index).signing_in(JOB.digest)(domain, payload)
 
 
 def certificate_for(

@@ -153,9 +153,9 @@ def test_a_persons_mistake_is_passed_up(simulate: Callable[[Scene], None]) -> No
 @pytest.mark.parametrize(
     "forge",
     [
-        lambda seat: ("genesis", 7, seat.identity.sign(GENESIS_DOMAIN, b"a worker's")),
-        lambda seat: ("revoked", 1, seat.identity.sign("revocation", b"a worker's")),
-        lambda seat: ("weather", 1, seat.identity.sign("cell-record", b"rain")),
+        lambda seat: ("genesis", 7, seat.half.setup.sign(GENESIS_DOMAIN, b"a worker's")),
+        lambda seat: ("revoked", 1, seat.half.setup.sign("revocation", b"a worker's")),
+        lambda seat: ("weather", 1, seat.half.setup.sign("cell-record", b"rain")),
     ],
 )
 def test_a_forged_notice_is_refused_and_counted(
@@ -175,7 +175,7 @@ def test_a_forged_notice_is_refused_and_counted(
 def test_genesis_is_believed_of_a_coordinator_only(simulate: Callable[[Scene], None]) -> None:
     async def scene(table: Table) -> None:
         coordinator, *workers = await table.meet(2)
-        coordinator.half.publish("genesis", 1, coordinator.identity.sign(GENESIS_DOMAIN, b"begin"))
+        coordinator.half.publish("genesis", 1, coordinator.half.setup.sign(GENESIS_DOMAIN, b"begin"))
         for worker in workers:
             assert (await worker.hears(NoticeLearned)).notice.payload == b"begin"
 

@@ -116,7 +116,7 @@ def test_an_order_is_obeyed_only_with_a_record_that_proves_it(
         assert "not of that cell" in taker.setup.wrong_with_order(
             taker.view, NodeId(LIAR.node), an_order(trainer.record, trainer.follower.signed)
         )
-        forged = sign_record(trainer.record, LIAR.sign)
+        forged = sign_record(trainer.record, LIAR.signing_in(job.digest))
         assert "not signed" in taker.setup.wrong_with_order(
             taker.view, sender, an_order(trainer.record, forged)
         )

@@ -292,7 +292,7 @@ def test_an_unknown_protocol_version_is_refused_with_a_sentence() -> None:
     world = World()
     header = TO_LOBBY.pack(Hello()).replace(b"\xa1v\x01", b"\xa1v\x63")
     effects = world.lobby.handle(client_of(NODE), header, world.now, world.wall)
-    assert_refused(world, effects, "protocol version 99, this node speaks 1", Ledger())
+    assert_refused(world, effects, "the newcomer speaks version 99; this node speaks 1: install", Ledger())
 
 
 @given(st.binary(max_size=300))

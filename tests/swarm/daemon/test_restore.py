@@ -38,7 +38,8 @@ class World:
         self.build = lambda stage: Stage(self.job, config, stage)
         self.restoring = Restoring(ME, self.job, config, self.sizes, self.transfer, self.build)
         identity = Identity.create(random.Random(1))
-        self.decided = solo_founding(self.job, ME, identity.sign, iteration=0, rounds=0, cells=())
+        sign = identity.signing_in(self.job.digest)
+        self.decided = solo_founding(self.job, ME, sign, iteration=0, rounds=0, cells=())
 
     def begin(self, stage: int, **fields: Any) -> list[Effect]:
         order = {

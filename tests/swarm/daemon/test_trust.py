@@ -8,10 +8,10 @@ import pytest
 from gossip_lives import EPOCH, JOB, OURS, Lives, authority_for, certificate_for, identity_of, play, signed_by
 
 from swarm.daemon.coordinator import tell_revocations
-from swarm.daemon.jobdir import init_job, open_job
+from swarm.daemon.jobdir import init_job, make_invitation, open_job
 from swarm.daemon.jobdir import revoke as revoke_on_disk
 from swarm.daemon.trust import Trust, revoke
-from swarm.gossip.messages import Notice
+from swarm.gossip.messages import Claim, Notice
 from swarm.gossip.records import Untrusted, pack
 from swarm.gossip.view import MemberRecord
 from swarm.job import Job
@@ -29,7 +29,7 @@ HONEST = MemberRecord(
     curve_key=STRANGER.curve_public,
     certificate=certificate_for(STRANGER),
 )
-GOOD = STRANGER.sign("member", pack(HONEST))
+GOOD = STRANGER.signing_in(JOB.digest)("member", pack(HONEST))
 MONTH_S = 31 * 24 * 3600.0
 
 
@@ -55,12 +55,13 @@ def wrong_records() -> dict[str, Signed]:
     }
     return {
         **{
-            name: signer.sign("member", pack(HONEST.model_copy(update=changes)))
+            name: signer.signing_in(JOB.digest)("member", pack(HONEST.model_copy(update=changes)))
             for name, (changes, signer) in changed.items()
         },
         "not signed": GOOD.model_copy(update={"signature": bytes(64)}),
-        "signed as a claim": STRANGER.sign("claim", GOOD.payload),
-        "garbage": STRANGER.sign("member", b"\xc1"),
+        "signed as a claim": STRANGER.signing_in(JOB.digest)("claim", GOOD.payload),
+        "signed in another job": STRANGER.signing_in(elsewhere.job.digest)("member", pack(HONEST)),
+        "garbage": STRANGER.signing_in(JOB.digest)("member", b"\xc1"),
     }
 
 
@@ -75,6 +76,14 @@ def test_an_honest_record_is_believed() -> None:
 def test_a_wrong_record_is_not_believed(wrong: str) -> None:
     with pytest.raises(Untrusted):
         trust().record(WRONG[wrong])
+
+
+def test_what_a_member_claimed_in_another_job_is_not_believed() -> None:
+    claim = Claim(node=OTHER.node, incarnation=1, by=STRANGER.node)
+    here, there = (STRANGER.signing_in(job)("claim", pack(claim)) for job in (JOB.digest, "ab" * 16))
+    assert trust().claim(here, HONEST) == claim
+    with pytest.raises(Untrusted):
+        trust().claim(there, HONEST)
 
 
 def test_wrong_records_change_no_view_and_each_reason_is_reported_once() -> None:
@@ -161,7 +170,7 @@ async def test_a_coordinator_tells_of_every_node_that_its_directory_revokes(tmp_
             told.put_nowait(Notice(topic=topic, version=version, notice=notice))
 
     believe = Trust(JOB.digest, jobdir.root_key, lambda: EPOCH)
-    revoke_on_disk(tmp_path, "ab" * 8)  # an invitation: the lobby's business alone
+    revoke_on_disk(tmp_path, make_invitation(tmp_path).text)  # an invitation: the lobby's business alone
     async with asyncio.TaskGroup() as tasks:
         telling = tasks.create_task(tell_revocations(Half(), jobdir))  # type: ignore[arg-type]
         for count in (1, 2):
