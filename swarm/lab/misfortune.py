@@ -48,6 +48,7 @@ class Misfortune:
         nodes = options.nodes or options.job.pipeline.nodes
         self._schedule = FaultSchedule(timed(faults, nodes=nodes, until_s=options.until_s, rng=rng))
         self._hit: dict[int, list[SimProcess]] = {}
+        self._in_force: list[tuple[int, NodeId]] = []
         self._severed: dict[int, Severed] = {}
         self._kept_down: dict[NodeId, SimProcess] = {}
 
@@ -68,22 +69,10 @@ class Misfortune:
             case Crash(node=who) | Restart(node=who):
                 for process in self._remember(firing, who):
                     process.kill()
-            case Pause(node=who):
-                for process in self._remember(firing, who):
-                    self._loop().freeze(process.node)
-                    self._world.network.pause(process.node)
-            case SlowLink(node=who, factor=factor, over_s=over_s):
-                self._slow_links(self._remember(firing, who), factor, over_s)
-            case Noise(node=who) as noise:
-                self._make_noise(self._remember(firing, who), noise)
-            case SlowCompute(node=who, factor=factor):
-                self._slow_compute(self._remember(firing, who), factor)
+                    self._forget_pauses(process)
             case Corrupt(node=who, messages=messages):
                 for process in self._remember(firing, who):
                     self._world.network.corrupt(process.node, messages)
-            case DiskFull(node=who):
-                for process in self._remember(firing, who):
-                    process.disk.full = True
             case ClockSkew(node=who, by_s=by_s):
                 for process in self._remember(firing, who):
                     process.skew_s += by_s
@@ -93,6 +82,10 @@ class Misfortune:
             case Partition(groups=groups):
                 sides = self._sides(firing, groups)
                 self._severed[firing.index] = self._world.network.partition(sides)
+            case Pause(node=who) | DiskFull(node=who) | SlowLink(node=who) | SlowCompute(node=who):
+                self._impose(firing, self._remember(firing, who))
+            case Noise(node=who):
+                self._impose(firing, self._remember(firing, who))
 
     def _undo(self, firing: Firing) -> None:
         hit = self._hit.get(firing.index, [])
@@ -102,26 +95,80 @@ class Misfortune:
                 for process in hit:
                     if not process.running:
                         self._start_again(process)
-            case DiskFull():
-                for process in hit:
-                    process.disk.full = False
-                    if self._kept_down.pop(process.node, None) is not None:
-                        self._world.start(process)
             case ClockSkew(by_s=by_s):
                 for process in hit:
                     process.skew_s -= by_s
-            case Pause():
-                for process in hit:
-                    self._world.network.resume(process.node)
-                    self._loop().thaw(process.node)
-            case SlowLink():
-                self._slow_links(hit, 1.0)
-            case Noise():
-                self._make_noise(hit, None)
-            case SlowCompute():
-                self._slow_compute(hit, 1.0)
             case Cut() | Partition():
                 self._world.network.heal(self._severed.pop(firing.index))
+            case _:
+                for process in hit:
+                    self._lift(firing, process)
+
+    # -- faults that last: of several of one kind on a process, the newest holds ---------------------
+
+    def _impose(self, firing: Firing, hit: Iterable[SimProcess]) -> None:
+        over_s = firing.fault.over_s if isinstance(firing.fault, SlowLink) else 0.0
+        for process in hit:
+            self._in_force.append((firing.index, process.node))
+            self._suffer(firing.fault.kind, process, over_s)
+
+    def _lift(self, firing: Firing, process: SimProcess) -> None:
+        """End one fault of a process; those of its kind that last longer go on."""
+        kind, before = firing.fault.kind, self._newest(firing.fault.kind, process)
+        ended = (firing.index, process.node)
+        self._in_force = [one for one in self._in_force if one != ended]
+        if kind == "noise" or self._newest(kind, process) is not before:
+            self._suffer(kind, process)
+
+    def _newest(self, kind: str, *processes: SimProcess) -> Fault | None:
+        """What was done last of a kind to any of these processes and has not ended."""
+        nodes = {process.node for process in processes}
+        found = (self._schedule.faults[i] for i, node in reversed(self._in_force) if node in nodes)
+        return next((fault for fault in found if fault.kind == kind), None)
+
+    def _suffer(self, kind: str, process: SimProcess, over_s: float = 0.0) -> None:
+        """Do to a process what is in force of a kind, reached within so many seconds."""
+        newest = self._newest(kind, process)
+        factor = newest.factor if isinstance(newest, SlowLink | SlowCompute) else 1.0
+        match kind:
+            case "pause":
+                self._stand_still(process, newest is not None)
+            case "disk_full":
+                self._fill(process, newest is not None)
+            case "slow_link":
+                self._world.network.slow(process.node, factor, over_s=over_s)
+            case "slow_compute" if isinstance(process, SimNode):
+                process.compute.slowdown = factor
+            case "noise":
+                self._make_noise(process)
+
+    def _stand_still(self, process: SimProcess, still: bool) -> None:
+        if still:
+            self._loop().freeze(process.node)
+            self._world.network.pause(process.node)
+        else:
+            self._world.network.resume(process.node)
+            self._loop().thaw(process.node)
+
+    def _forget_pauses(self, process: SimProcess) -> None:
+        """Only who lives stands still: its next life does not."""
+        faults = self._schedule.faults
+        ended = {i for i, node in self._in_force if node == process.node and faults[i].kind == "pause"}
+        self._in_force = [(i, node) for i, node in self._in_force if node != process.node or i not in ended]
+
+    def _fill(self, process: SimProcess, full: bool) -> None:
+        process.disk.full = full
+        if not full and self._kept_down.pop(process.node, None) is not None:
+            self._world.start(process)
+
+    def _make_noise(self, process: SimProcess) -> None:
+        """The newest noise of either end on every path of a process; without any, what the path was made."""
+        for other in self._world.processes:
+            for ends in ((process.node, other.node), (other.node, process.node)):
+                calm = self._world.shapes.get(ends)
+                if calm is not None:
+                    noise = self._newest("noise", process, other)
+                    self._world.network.set_shape(*ends, _noisy(calm, noise))
 
     def _start_again(self, process: SimProcess) -> None:
         """A node that cannot write down its new incarnation does not start: then when it can."""
@@ -161,23 +208,6 @@ class Misfortune:
         self._note(firing.fault.kind, seen.values())
         return found
 
-    def _slow_links(self, hit: Iterable[SimProcess], factor: float, over_s: float = 0.0) -> None:
-        for process in hit:
-            self._world.network.slow(process.node, factor, over_s=over_s)
-
-    def _make_noise(self, hit: Iterable[SimProcess], noise: Noise | None) -> None:
-        """Noise on all paths of a node, or none: then they are what they were made."""
-        for process in hit:
-            for ends, calm in self._world.shapes.items():
-                if process.node in ends:
-                    self._world.network.set_shape(*ends, calm if noise is None else _noisy(calm, noise))
-
-    @staticmethod
-    def _slow_compute(hit: Iterable[SimProcess], factor: float) -> None:
-        for process in hit:
-            if isinstance(process, SimNode):
-                process.compute.slowdown = factor
-
     def _note(self, what: str, hit: Iterable[SimProcess]) -> None:
         for process in hit:
             self._world.emit(Event("fault", virtual_now(), process.node, {"what": what}))
@@ -189,5 +219,7 @@ class Misfortune:
         return loop
 
 
-def _noisy(shape: LinkShape, noise: Noise) -> LinkShape:
+def _noisy(shape: LinkShape, noise: Fault | None) -> LinkShape:
+    if not isinstance(noise, Noise):
+        return shape
     return replace(shape, loss=noise.loss, duplication=noise.duplication, reordering=noise.reordering)

@@ -1,0 +1,64 @@
+"""Faults of one kind that overlap on a node: the end of one is not the end of the others."""
+
+import asyncio
+
+from small_worlds import play, script, small_job
+
+from swarm.lab.soak import TINY
+from swarm.lab.world import World
+
+JOB = small_job(nodes=3, cells=1, stages=2, iterations=30)
+
+
+def two(kind: str, first: str = "", second: str = "") -> str:
+    """Twice the same kind on one node: from 2 s to 6 s, and from 4 s to 12 s."""
+    return "\n".join(
+        f'[[fault]]\nkind = "{kind}"\nnode = "node:1"\nat_s = {at}\nfor_s = {lasts}\n{fields}\n'
+        for at, lasts, fields in ((2, 4, first), (4, 8, second))
+    )
+
+
+def test_of_two_overlapping_faults_of_a_kind_the_newer_holds_until_each_has_ended() -> None:
+    faults = two("slow_compute", "factor = 5", "factor = 9") + two("disk_full")
+    seen: dict[float, tuple[float, bool]] = {}
+
+    async def look(world: World) -> None:
+        for at_s in (3, 5, 7, 13):
+            await asyncio.sleep(at_s - asyncio.get_running_loop().time())
+            seen[at_s] = (world.nodes[1].compute.slowdown, world.nodes[1].disk.full)
+
+    played = play(JOB, script(faults), model=TINY, meddle=look, flops_per_s=1e6)
+    played.assert_well()
+    assert seen == {3: (5, True), 5: (9, True), 7: (9, True), 13: (1, False)}
+
+
+def test_a_node_paused_twice_stands_still_until_the_later_end() -> None:
+    played = play(JOB, script(two("pause")), model=TINY)
+    played.assert_well()
+    mine = [event.time for event in played.events if event.node == played.world.nodes[1].node]
+    said = [event.time for event in played.events if event.kind != "fault" and event.time in mine]
+    assert not [at for at in said if 2.5 < at < 12]
+    assert [at for at in said if at >= 12]
+
+
+def test_a_pause_ends_with_the_life_that_it_stopped() -> None:
+    killed = '[[fault]]\nkind = "restart"\nnode = "node:1"\nat_s = 5\nafter_s = 1'
+    played = play(JOB, script(two("pause") + "\n" + killed), model=TINY)
+    played.assert_well()
+    node = played.world.nodes[1].node
+    assert [e.time for e in played.of("member") if e.node == node and 6 < e.time < 11]
+
+
+def test_noise_of_one_end_of_a_path_outlasts_the_noise_of_the_other() -> None:
+    noise = '[[fault]]\nkind = "noise"\nnode = "node:{}"\nat_s = 2\nfor_s = {}\nduplication = {}'
+    seen: dict[float, float] = {}
+
+    async def look(world: World) -> None:
+        one, other = world.nodes[0].node, world.nodes[1].node
+        for at_s in (3, 5, 9):
+            await asyncio.sleep(at_s - asyncio.get_running_loop().time())
+            seen[at_s] = world.network.shape(one, other).duplication
+
+    faults = "\n".join((noise.format(0, 6, 0.3), noise.format(1, 2, 0.1)))
+    play(JOB, script(faults), model=TINY, meddle=look, flops_per_s=1e6).assert_well()
+    assert seen == {3: 0.1, 5: 0.3, 9: 0.0}
