@@ -42,6 +42,9 @@ class Appointments:
         self._pending: dict[tuple[NodeId, int], tuple[Placement, float]] = {}
         self._ready: dict[tuple[NodeId, int], Taken] = {}
         self._absent: set[tuple[NodeId, int]] = set()
+        self._seen: dict[NodeId, int] = {}
+        """Incarnation under which a member last said that it is in this cell."""
+        self._forgot: set[NodeId] = set()
         self._asking = Asking()
         self._lost: dict[int, float] = {}
         self.leaving: set[NodeId] = set()
@@ -49,13 +52,16 @@ class Appointments:
     # -- who counts -------------------------------------------------------------------------
 
     def live(self, node: NodeId) -> bool:
-        """Alive, not even suspected."""
+        """Alive, not even suspected, and not back without its memory."""
+        return self._reachable(node) and node not in self._forgot
+
+    def _reachable(self, node: NodeId) -> bool:
         return node == self.me or self._view.status(node) == "alive"
 
     def gone(self, node: str, stage: int) -> bool:
         """Whether a holder will not come back with what it held."""
         node = NodeId(node)
-        if (node, stage) in self._absent:
+        if (node, stage) in self._absent or node in self._forgot:
             return True
         return node != self.me and self._view.status(node) in ("dead", "left")
 
@@ -71,11 +77,28 @@ class Appointments:
         """The view changed: orders to the dead and to other cells' are void; what nobody holds is lost."""
         self._view = view
         self._asking.observe(view, now)
+        self._notice_restarts(record)
         ours = {k: v for k, v in self._pending.items() if not self._elsewhere(k[0], record.cell)}
-        self._pending = {k: v for k, v in ours.items() if self.live(k[0])}
-        self._ready = {k: v for k, v in self._ready.items() if self.live(k[0])}
+        self._pending = {k: v for k, v in ours.items() if self._reachable(k[0])}
+        self._ready = {k: v for k, v in self._ready.items() if self._reachable(k[0])}
         self.leaving = {n for n in self.leaving if self.live(n)}
         self._note_losses(record, now)
+
+    def _notice_restarts(self, record: CellRecord) -> None:
+        """A member killed and back before anybody missed it is alive, and no member any more.
+
+        It says so itself, in a later life than the one in which it was one. Whoever has not
+        said yet that it is in this cell may only just have been placed.
+        """
+        for node in {NodeId(n) for row in record.roster for n in row} - {self.me}:
+            member = self._view.members.get(node)
+            if member is None:
+                continue
+            if member.facts.cell == record.cell:
+                self._seen[node] = member.record.incarnation
+                self._forgot.discard(node)
+            elif member.record.incarnation > self._seen.get(node, member.record.incarnation):
+                self._forgot.add(node)
 
     def _elsewhere(self, node: NodeId, cell: str) -> bool:
         """Whether a node says that it is in another cell: its refusal may have been lost."""
@@ -108,7 +131,7 @@ class Appointments:
         rows: list[tuple[str, ...]] = []
         for stage, holders in enumerate(roster):
             stay = [n for n in holders if not self.gone(n, stage) and (n, stage) not in replaced]
-            new = [n for n, s in self._ready if s == stage and self.live(n) and n not in stay]
+            new = [n for n, s in self._ready if s == stage and self._reachable(n) and n not in stay]
             fit = [n for n in (*stay, *new) if self.fit(n, stage) or n in new]
             staying = [n for n in fit if n not in self.leaving]
             rows.append(tuple(sorted(staying or fit or stay)))
@@ -169,6 +192,8 @@ class Appointments:
             return []
         self._ready[key] = Taken(placement, now, since)
         self._absent.discard(key)
+        self._forgot.discard(key[0])
+        self._seen.pop(key[0], None)
         if body.stage in self._lost:
             return []
         fields = {"stage": body.stage, "how": placement.how, "seconds": round(now - since, 3)}

@@ -196,3 +196,42 @@ def test_an_order_to_a_node_that_says_it_is_in_another_cell_is_void() -> None:
     there = taken.model_copy(update={"facts": Facts(cell="c1", stages=(1,))})
     appointments.observe(seen.with_member(Member(there, "alive")), record(1, ROSTER), 1.0)
     assert appointments.waits_until() is None
+
+
+def said(cell: str, incarnation: int) -> View:
+    """B speaks for itself; the others are as in `view`."""
+    seen = view()
+    record = seen.members[B].record.model_copy(update={"incarnation": incarnation, "facts": Facts(cell=cell)})
+    return seen.with_member(Member(record, "alive"))
+
+
+def test_a_member_that_is_back_before_it_was_missed_is_out_at_once() -> None:
+    """Killed and started again within half a second: nobody buries it, and it knows nothing."""
+    appointments = made()
+    last = record(1, ROSTER)
+    appointments.observe(said("", 1), last, 0.0)
+    assert appointments.live(B), "placed just now, and its record is on its way"
+    appointments.observe(said("c0", 1), last, 1.0)
+    appointments.observe(said("", 2), last, 2.0)
+    assert not appointments.live(B)
+    assert appointments.next_roster(ROSTER) == ((A,), ())
+    appointments.observe(said("c0", 2), last, 3.0)
+    assert appointments.live(B), "placed anew"
+
+
+def test_a_member_that_is_back_and_ready_again_counts_before_gossip_says_so() -> None:
+    appointments = made(restore(1, B))
+    last = record(1, ROSTER)
+    for seen in (said("c0", 1), said("", 2)):
+        appointments.observe(seen, last, 1.0)
+    appointments.order(last, SIGNED, 1, last.roster, 1.0)
+    appointments.answered(B, ready(), last, 2.0)
+    appointments.observe(said("", 3), last, 2.5)
+    assert appointments.next_roster(((A,), ())) == ROSTER
+
+
+def test_a_member_that_refutes_a_suspicion_stays() -> None:
+    appointments = made()
+    for incarnation in (1, 2):
+        appointments.observe(said("c0", incarnation), record(1, ROSTER), 0.0)
+    assert appointments.live(B)
