@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.messages import WORK_KINDS, Accept
+from transport import wire
 from transport.wire import OtherVersion, Schema, WireError
 
 SCHEMA = Schema(WORK_KINDS)
@@ -50,6 +51,17 @@ def test_only_another_version_is_an_other_version() -> None:
     with pytest.raises(WireError) as raised:
         SCHEMA.unpack(packed(v=None))
     assert not isinstance(raised.value, OtherVersion)
+
+
+def test_a_node_that_has_learned_a_version_reads_it_and_still_refuses_what_it_does_not_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "VERSIONS_READ", (1, 2))
+    assert SCHEMA.unpack(packed(v=2)) == SCHEMA.unpack(packed(v=1)) == ACCEPT
+    with pytest.raises(WireError, match="extra"):
+        SCHEMA.unpack(packed(v=2, extra=1))
+    with pytest.raises(OtherVersion, match="speaks version 3; this node speaks 1 and 2"):
+        SCHEMA.unpack(packed(v=3))
 
 
 @given(st.binary(max_size=200))
