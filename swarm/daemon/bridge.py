@@ -86,6 +86,12 @@ class Progress(Body):
     waiting_for: Reason = ""
 
 
+class Awake(Body):
+    """Training half -> gossip half, about once a second: its event loop turns."""
+
+    kind: ClassVar[str] = "awake"
+
+
 class Left(Body):
     """Training half -> gossip half: everything is handed over, the node may go."""
 
@@ -127,6 +133,7 @@ BRIDGE_SCHEMA = Schema(
         FactsChanged,
         PeerLost,
         Progress,
+        Awake,
         Left,
         Listening,
         Begin,
@@ -139,7 +146,7 @@ class Bridge(Protocol):
     """One half's end. `send` never waits; `recv` raises EOFError when the other half is gone."""
 
     def send(self, body: Body) -> None:
-        """Hand a body over. Bounded: the real one drops Progress first when the other half stalls."""
+        """Hand a body over. Bounded: the real one drops Progress and Awake when the other half stalls."""
         ...
 
     async def recv(self) -> Body:

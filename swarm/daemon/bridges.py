@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from swarm.daemon.bridge import BRIDGE_SCHEMA, Progress
+from swarm.daemon.bridge import BRIDGE_SCHEMA, Awake, Progress
 from transport.wire import Body
 
 BACKLOG_BYTES = 4 << 20
@@ -56,7 +56,7 @@ class SocketBridge:
     def send(self, body: Body) -> None:
         """See `Bridge`."""
         backlog = self._writer.transport.get_write_buffer_size()
-        if self._writer.is_closing() or (isinstance(body, Progress) and backlog > BACKLOG_BYTES):
+        if self._writer.is_closing() or (isinstance(body, Progress | Awake) and backlog > BACKLOG_BYTES):
             return
         data = BRIDGE_SCHEMA.pack(body)
         self._writer.write(len(data).to_bytes(HEADER_BYTES, "big") + data)

@@ -24,12 +24,13 @@ from swarm.daemon.genesis import TOPIC as GENESIS
 from swarm.daemon.gossip_setup import GossipSetup, StatusSnapshot
 from swarm.daemon.options import UserError
 from swarm.daemon.trust import REVOKED
+from swarm.daemon.watchdog import Watchdog
 from swarm.events import Event, EventKind, Noted
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated
 from swarm.gossip.membership import Membership
 from swarm.gossip.messages import Notice, Spread
 from swarm.gossip.records import Untrusted
-from swarm.gossip.view import View
+from swarm.gossip.view import Facts, View
 from transport.driver import Driver
 from transport.identity import verify, within
 from transport.link import Link
@@ -67,6 +68,7 @@ class GossipHalf:
         )
         self._statuses: dict[NodeId, str] = {}
         self._progress = Progress()
+        self._watchdog, self._said = Watchdog(), Facts()
         self._done_since: float | None = None
         self._code = 0
         self._outcasts: list[tuple[float, NodeId]] = []
@@ -169,12 +171,16 @@ class GossipHalf:
             await asyncio.sleep(LOOK_S)
             if self.setup.record.role == "worker":
                 self._look_whether_done(self._now())
+                self._look_whether_stuck(self._now())
             self._hang_up_on_outcasts(self._now())
 
     def _on_bridge(self, body: Body) -> None:
         now = self._now()
+        if self._watchdog.heard() and not isinstance(body, FactsChanged):
+            self._driver.act(self._membership.set_facts(self._said, now))
         match body:
             case FactsChanged(facts=facts):
+                self._said = facts
                 self._driver.act(self._membership.set_facts(facts, now))
             case PeerLost(peer=peer):
                 self._driver.act(self._membership.doubt(NodeId(peer), now))
@@ -207,9 +213,17 @@ class GossipHalf:
         elif now - self._done_since > DONE_S and not self._leaving:
             self.leave(why)
 
+    def _look_whether_stuck(self, now: float) -> None:
+        """Say so when the training half hangs: to its cell this node is as good as dead until it answers."""
+        if not self._watchdog.look(now) or self._said.state == "finished":
+            return
+        self._note("error", {"reason": self._watchdog.why})
+        stuck = {"cell": "", "stages": (), "hashes": {}, "state": "stuck"}
+        self._driver.act(self._membership.set_facts(self._said.model_copy(update=stuck), now))
+
     def _why_done(self) -> str:
         """Why there is nothing left to train, empty if there is."""
-        workers = self.view.live()
+        workers = [m for m in self.view.live() if m.facts.state != "stuck"]
         if workers and all(m.facts.state == "finished" for m in workers):
             return "the job is finished"
         members = self.view.members.values()

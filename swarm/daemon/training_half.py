@@ -21,14 +21,14 @@ from swarm.daemon.bridge import (
     MemberChanged,
     NoticeLearned,
     PeerLost,
-    Progress,
     Stop,
 )
 from swarm.daemon.compute import Compute
 from swarm.daemon.donating import snapshot_for, write_stages
 from swarm.daemon.guarding import Guard
+from swarm.daemon.heartbeat import Heartbeat
 from swarm.daemon.leaving import Leaving
-from swarm.daemon.reporting import Speed, facts_of, progress_of
+from swarm.daemon.reporting import facts_of
 from swarm.daemon.restore import Restored
 from swarm.daemon.standing import Standing
 from swarm.daemon.training_setup import TrainingSetup
@@ -63,8 +63,7 @@ class TrainingHalf:
         self.guard = Guard(self.note)
         self._needs: list[NeedSnapshot] = []
         self._wake_compute, self._wake_timer = asyncio.Event(), asyncio.Event()
-        self._progress, self._speed = Progress(), Speed()
-        self._tokens = self._recoveries = 0
+        self._heartbeat = Heartbeat(bridge)
         self.facts = Facts(platform=setup.platform, memory_bytes=setup.memory_bytes)
 
     # -- the tasks --------------------------------------------------------------------------
@@ -131,7 +130,7 @@ class TrainingHalf:
             await asyncio.sleep(1.0)
             self.standing.look(self._now())
             self.leaving.remind(self._now())
-            self._send_progress()
+            self._beat()
             self._after()
 
     def _after(self) -> None:
@@ -191,7 +190,10 @@ class TrainingHalf:
             return
         member = Member(record, body.status, body.reason)
         if member.node != self.setup.me:
-            if body.status in ("alive", "suspect"):
+            if record.facts.state == "stuck" and member.live:
+                # Its gossip half answers; at work it is as good as dead until it says otherwise.
+                member = Member(record, "dead", "its training half hangs")
+            if member.status in ("alive", "suspect"):
                 self._link.know(member.node, Endpoint(record.work, record.curve_key))
             else:
                 self._link.forget(member.node)
@@ -215,8 +217,7 @@ class TrainingHalf:
             case Send(peer, message):
                 self._deliver(peer, message)
             case Noted(kind, fields):
-                self._tokens += int(str(fields.get("tokens", 0))) if kind == "committed" else 0
-                self._recoveries += kind == "recovered"
+                self._heartbeat.count(kind, fields)
                 self.note(kind, **fields)
             case Applied():
                 self._applied(effect)
@@ -330,21 +331,16 @@ class TrainingHalf:
         self._bridge.send(Failed(reason=reason))
         raise _Stopped
 
-    def _send_progress(self) -> None:
-        progress = progress_of(
+    def _beat(self) -> None:
+        self._heartbeat.beat(
             self.trainer,
             self.transfer,
             self.guard,
             self._link.stats,
-            tokens=self._tokens,
-            tokens_per_s=self._speed.tokens_per_s(self._tokens, self._now()),
-            recoveries=self._recoveries,
             memory_bytes=self.setup.resident_bytes(),
             waiting_for=self.standing.waiting_for(),
+            now=self._now(),
         )
-        if progress != self._progress:
-            self._bridge.send(progress)
-        self._progress = progress
 
 
 class _Stopped(Exception):

@@ -24,7 +24,8 @@ class Facts(BaseModel):
     round: outer rounds applied. speed_flops: measured, 0 before the first measurement.
     loss: mean training loss of that iteration, nats a token.
     platform: device type, torch version, CPU kind; equal platforms must agree bit for bit.
-    state: "standby" holds nothing, "restoring" fetches, "training" takes part, "finished".
+    state: "standby" holds nothing, "restoring" fetches, "training" takes part, "finished";
+        "stuck" is what its gossip half says while the training half hangs.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -34,7 +35,7 @@ class Facts(BaseModel):
     iteration: Count = 0
     round: Count = 0
     hashes: Annotated[dict[str, Digest], Field(max_length=256)] = {}
-    state: Literal["standby", "restoring", "training", "finished"] = "standby"
+    state: Literal["standby", "restoring", "training", "finished", "stuck"] = "standby"
     loss: Annotated[float, Field(ge=0, le=1e6)] | None = None
     speed_flops: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     memory_bytes: Count = 0
