@@ -87,6 +87,8 @@ class Follower:
         self._check = check
         self._ballot: tuple[int, str] = (0, "")
         self._accepted: tuple[Signed, tuple[int, str]] | None = None
+        self._opened = (0, (0, ""))
+        """Slot and ballot of the last plan begun, or slot closed: neither is begun again."""
         self._asked = 0
         self._set_decided(decided, read_record(decided))
         self._mute_slot = self.record.slot + 1 if newcomer else 0
@@ -144,9 +146,13 @@ class Follower:
                 return [Ignored(peer, body.kind, "a newcomer has no voice on its first slot")]
             case Plan() if body.base != self.digest:
                 return [self._absent(peer, body, "the plan builds on another record")]
+            case Plan() if self._opened == (body.slot, self._ballot):
+                return [Ignored(peer, body.kind, "a second time, or after its close")]
             case Plan():
+                self._opened = (body.slot, self._ballot)
                 return [BeginSlot(body, peer)]
             case Close():
+                self._opened = (body.slot, self._ballot)
                 return [CloseSlot(body, peer)]
             case Propose():
                 return self._propose(peer, body)

@@ -174,6 +174,24 @@ def test_a_plan_on_another_history_is_answered_absent() -> None:
     assert isinstance(answer, Absent)
 
 
+def plan(term: int) -> Message:
+    return Message(Plan(cell="c0", slot=1, term=term, iteration=1, base=BASE, roster=ROSTER, microbatches=()))
+
+
+def test_a_plan_is_begun_once_however_often_it_comes() -> None:
+    """Begun again it would forget which microbatches it had counted."""
+    acceptor = follower()
+    kinds = [type(effect) for term in (1, 1, 2) for effect in acceptor.handle(A, plan(term))]
+    assert kinds == [BeginSlot, Ignored, BeginSlot]
+
+
+def test_a_plan_that_its_close_has_overtaken_is_not_begun() -> None:
+    acceptor = follower()
+    close = Close(cell="c0", slot=1, term=1, act="step", round_attempt=0, roster=ROSTER)
+    kinds = [type(effect) for asked in (Message(close), plan(1)) for effect in acceptor.handle(A, asked)]
+    assert kinds == [CloseSlot, Ignored]
+
+
 @pytest.mark.parametrize(("peer", "term"), [(STRANGER, 1), (A, (1 << 53) - 1), (A, TERM_STEP_MAX + 1)])
 def test_neither_a_stranger_nor_a_far_term_moves_the_term(peer: NodeId, term: int) -> None:
     """The last possible term would leave nobody a term to stand for election in."""
