@@ -73,6 +73,8 @@ class Office(ABC):
         self.ledger = Ledger()
         self._slot_time = Patience(initial_s=90.0, floor_s=4.0)
         self._close_time = Patience(initial_s=30.0, floor_s=3.0)
+        self._steps = Patience(initial_s=0.0, floor_s=0.0)
+        self._stepped_at: float | None = None
         self._until: float | None = None
         self._begun = 0.0
         self._carried: CellRecord | None = None
@@ -100,6 +102,10 @@ class Office(ABC):
         self._adopt(signed, record)
         self.appointments.decided(record, now)
         self.election.decided(record)
+        if record.act == "step":
+            if self._stepped_at is not None:
+                self._steps.add(now - self._stepped_at)
+            self._stepped_at = now
         if leads:
             return self._carry_on(now) if record.act == "found" else self._boundary(now)
         self.phase, self._until = "following", None
@@ -120,9 +126,11 @@ class Office(ABC):
     # -- becoming leader, and ceasing to be -----------------------------------------------------
 
     def _patience(self) -> float:
+        """A leader is silent while an iteration lasts; followers see from one step to the next how long."""
         ranking = succession(self.record, self.appointments.live)
         rank = ranking.index(self.me) if self.me in ranking else len(ranking)
-        return (1 + rank) * max(10.0, 2 * self._slot_time.limit_s() + self._close_time.limit_s())
+        slot_s = max(self._slot_time.limit_s(), self._steps.limit_s())
+        return (1 + rank) * max(10.0, 2 * slot_s + self._close_time.limit_s())
 
     def _candidacy(self, now: float, *, silent: bool = False) -> Sequence[Effect]:
         if is_finished(self.record, self.job):

@@ -226,6 +226,24 @@ def test_after_iterations_that_teach_nothing_a_leader_waits_longer_and_says_so_o
     assert len(errors) == 1
 
 
+def test_followers_wait_for_a_leader_as_long_as_its_steps_take() -> None:
+    """Else a cell whose iterations take minutes deposes every leader in the middle of one."""
+    follower = Leader(B, JOB, FIRST, sign=PEOPLE[1].sign, check=genuine, place=lambda *_: ())
+    follower.observe(all_alive(), 0.0)
+    follower.heard(A, 1, 0.0)
+    before = follower.deadline()
+    record, now = read_record(FIRST), 0.0
+    for slot in range(1, 5):
+        now = slot * 600.0
+        record = record.model_copy(update={"slot": slot, "act": "step", "iteration": slot, "term": 1})
+        follower.advance(sign_record(record, PEOPLE[0].sign), record, now)
+    follower.heard(A, 1, now)
+    after = follower.deadline()
+    assert before is not None
+    assert after is not None
+    assert before < 600.0 < 3 * 600.0 <= after - now
+
+
 def test_the_event_of_a_commit_tells_what_became_of_its_microbatches() -> None:
     leader = running()
     leader.handle(A, report(done=1, partial=1, lost=1), 1.0)
