@@ -73,6 +73,14 @@ class Wiretap:
                 told = f"a mean of stage {body.stage} over {', '.join(body.members)}"
                 self.wrong.append(f"{sender[:12]} tells of {told}, but {member} has sent nothing for it")
 
+    def planned_in(self, cell: str, slot: int) -> int:
+        """Microbatches of the largest plan that was sent for a slot."""
+        terms: dict[int, int] = {}
+        for (of, at, term, _), count in self.planned.items():
+            if (of, at) == (cell, slot):
+                terms[term] = terms.get(term, 0) + count
+        return max(terms.values(), default=0)
+
     def round_of(self, record: CellRecord) -> list[str]:
         """What a round's record says of its members, and no owner ever told anybody, in sentences."""
         where = f"slot {record.slot} of {record.cell}"

@@ -1,5 +1,7 @@
 """Promises 1-3: no one's death stops training, and what was committed stays."""
 
+from itertools import pairwise
+
 import pytest
 from small_worlds import Played, fault, play, script, small_job
 
@@ -92,3 +94,16 @@ def test_half_the_swarm_dies_one_after_the_other_and_nothing_committed_is_undone
     for event in played.commits():
         by_cell.setdefault(event.fields["cell"], []).append(event.fields["iteration"])
     assert all(iterations == sorted(iterations) for iterations in by_cell.values())
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_leaders_that_are_back_before_they_are_missed_are_followed_by_others(seed: int) -> None:
+    """They are alive in every view and in no cell: the others waited for them to lead."""
+    back = [
+        f'[[fault]]\nat_iteration = 4\nkind = "restart"\nnode = "holder:0"\nafter_s = {s}' for s in (0.2, 0.5)
+    ]
+    played = play(small_job(iterations=12, stages=2), script("\n".join(back)), seed=seed)
+    played.assert_well()
+    for cell in {event.fields["cell"] for event in played.commits()}:
+        times = [event.time for event in played.of("committed", cell=cell)]
+        assert max(later - sooner for sooner, later in pairwise(times)) < 5
