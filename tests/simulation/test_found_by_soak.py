@@ -43,3 +43,11 @@ def test_a_node_that_starts_again_while_the_coordinator_is_away_finds_the_others
     played.assert_well()
     node = played.world.nodes[0].node
     assert all(other.view.status(node) == "alive" for other in played.world.nodes)
+
+
+def test_a_plan_that_comes_twice_counts_each_microbatch_once() -> None:
+    """Seed 36: begun again it forgot the tokens that it had counted, and reported none of what was done."""
+    noise = '[[fault]]\nat_s = 2\nkind = "noise"\nnode = "node:{}"\nduplication = 0.9\nfor_s = 60'
+    faults = "\n".join(noise.format(node) for node in range(3))
+    job = small_job(nodes=3, cells=1, stages=1, iterations=6)
+    play(job, script(faults), model=TINY, flops_per_s=1e6, latency_s=(0.05, 0.2)).assert_well()
