@@ -72,15 +72,38 @@ def wall_time() -> float:
 
 
 class EventFile:
-    """Appends events to a file, one write a line, so that two processes may share it."""
+    """Appends events to a file, one write a line, so that two processes may share it.
+
+    What a full disk does not take is dropped and counted, and told of once it takes events again:
+    training goes on without.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
+        self._dropped, self._why, self._torn = 0, "", False
 
     def __call__(self, event: Event) -> None:
-        """Append one event."""
-        self._file.write(event.line().encode() + b"\n")
+        """Append one event, if the disk takes it."""
+        if self._dropped:
+            fields = {"what": "events", "why": self._why, "count": self._dropped}
+            if self._append(Event("dropped", event.time, event.node, fields)):
+                self._dropped = 0
+        if self._dropped or not self._append(event):
+            self._dropped += 1
+
+    def _append(self, event: Event) -> bool:
+        line = event.line().encode() + b"\n"
+        data = b"\n" + line if self._torn else line
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self._why = error.strerror or str(error)
+            return False
+        self._torn = written < len(data)
+        if self._torn:
+            self._why = "a line was written in part"
+        return not self._torn
 
     def close(self) -> None:
         """Close the file; later events are a local bug."""

@@ -10,7 +10,6 @@ bytes they travel as.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zmq.utils import z85
 
+from transport.files import write_private
 from transport.machine import NodeId
 from transport.wire import Signed, WireError, WireLimits, lists_as_tuples, unpack_map
 
@@ -227,18 +227,6 @@ class Identity:
 def curve_public(secret: str) -> str:
     """The CURVE public key of a secret key, both Z85 text."""
     return zmq.curve_public(secret.encode()).decode()
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file at once, mode 0600 in a directory of mode 0700: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 class Binding(Part):

@@ -27,8 +27,8 @@ from swarm.daemon.lock import lock_directory
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation, run_until_told, say, write_info
 from swarm.daemon.options import CoordinatorOptions, UserError
+from swarm.daemon.revoking import RevokedList, tell_revocations
 from swarm.daemon.status import serve_status
-from swarm.daemon.trust import revoke
 from swarm.events import Event, EventFile, wall_time
 from swarm.gossip.config import volunteer_wan
 from swarm.gossip.view import MemberRecord, View, read_member
@@ -37,6 +37,7 @@ from swarm.messages import Count, Part
 from swarm.pipeline.computing import stage_size
 from swarm.pipeline.data import load_corpus
 from swarm.pipeline.model import preset
+from transport.files import write_private
 from transport.identity import Identity, pack_payload, unpack_payload
 from transport.link import Endpoint
 from transport.machine import NodeId
@@ -56,6 +57,7 @@ def run_coordinator(options: CoordinatorOptions) -> int:
     """Run the coordinator of a job directory until told to stop. Returns the exit code."""
     jobdir = open_job(options.directory)
     lock_directory(options.directory)
+    read_founded(options.directory)  # a damaged one is told of before anybody is let in
     resumed = find_checkpoint(options.directory, jobdir.job) if options.resume else Resumable()
     return asyncio.run(Coordinator(options, jobdir, resumed).run())
 
@@ -147,7 +149,10 @@ class Coordinator:
             gossip.know(NodeId(entry.certificate.node), Endpoint(entry.gossip, entry.certificate.curve_key))
 
         port = options.lobby_port or jobdir.lobby_port
-        lobby = serve_lobby(open_lobby(jobdir), jobdir, options.host, port, half.records, emit, admitted)
+        revoked = RevokedList(jobdir, emit)
+        lobby = serve_lobby(
+            open_lobby(jobdir), jobdir, revoked, options.host, port, half.records, emit, admitted
+        )
         code = 0
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -163,7 +168,7 @@ class Coordinator:
                 )
                 others.append(tasks.create_task(found))
                 others.append(tasks.create_task(remember_members(half, options.directory)))
-                others.append(tasks.create_task(tell_revocations(half, jobdir)))
+                others.append(tasks.create_task(tell_revocations(half, jobdir, revoked)))
                 await self._announce(stack, half, emit)
                 code = await run_until_told(half, LEAVE_S)
                 for task in others:
@@ -183,18 +188,6 @@ class Coordinator:
         write_info(options.directory / "coordinator.json", info | {"node": node})
         emit(Event("started", wall_time(), node, {"role": "coordinator", **info}))
         say(f"job {self.jobdir.job.name} is open to newcomers at {self.jobdir.lobby}", server)
-
-
-async def tell_revocations(half: GossipHalf, jobdir: JobDir) -> None:
-    """Tell all members who was revoked, at the start and whenever somebody more is."""
-    told: frozenset[str] = frozenset()
-    while True:
-        nodes = told | jobdir.revoked_nodes()
-        if nodes != told:
-            told = nodes
-            notice = revoke(jobdir.authority.run_key, jobdir.job.digest, nodes)
-            half.publish(notice.topic, notice.version, notice.notice)
-        await asyncio.sleep(1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +236,8 @@ async def found_once(
     killed in between, a coordinator would else forget a job that has begun, or never begin it.
     """
     kept = read_founded(directory)
-    if not resumed.iteration and (directory / FOUNDED).exists():
-        if kept is not None:
-            half.publish(TOPIC, kept.version, kept.notice)
+    if kept is not None and not resumed.iteration:
+        half.publish(TOPIC, kept.version, kept.notice)
         return
     clock = asyncio.get_running_loop().time
     rollcall = Rollcall.of(directory, clock())
@@ -279,18 +271,21 @@ async def found_once(
 
 def write_founded(directory: Path, version: int, notice: Signed) -> None:
     """Keep the genesis and its version, in one step."""
-    draft = directory / f"{FOUNDED}.tmp"
-    draft.write_bytes(pack_payload(_Founded(version=version, notice=notice)))
-    draft.replace(directory / FOUNDED)
+    write_private(directory / FOUNDED, pack_payload(_Founded(version=version, notice=notice)))
 
 
 def read_founded(directory: Path) -> _Founded | None:
-    """The genesis that was kept, None if there is none or it cannot be read."""
+    """The genesis that was kept, None if there is none. Raises UserError if it cannot be read."""
+    path = directory / FOUNDED
     try:
-        data = (directory / FOUNDED).read_bytes()
-        return unpack_payload(_Founded, data, WireLimits(header_bytes_max=64 << 20))
-    except (OSError, WireError):
+        return unpack_payload(_Founded, path.read_bytes(), WireLimits(header_bytes_max=64 << 20))
+    except FileNotFoundError:
         return None
+    except (OSError, WireError):
+        raise UserError(
+            f"{path} cannot be read, and nobody else knows how this job began: restore it from a copy, "
+            "or remove it and go on from the newest checkpoint with --resume"
+        ) from None
 
 
 def stage_sizes(job: Job, vocab: int) -> tuple[int, ...]:

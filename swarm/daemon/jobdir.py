@@ -26,6 +26,7 @@ from swarm.events import wall_time
 from swarm.gossip.messages import REVOKED_MAX
 from swarm.gossip.view import Role
 from swarm.job import Job, JobError, dump_job, load_job
+from transport.files import write_private
 from transport.identity import (
     DAY_S,
     Identity,
@@ -38,7 +39,6 @@ from transport.identity import (
     pack_payload,
     sign_grant,
     unpack_payload,
-    write_private,
 )
 from transport.invitation import INVITATION_PREFIX, Invitation, InvitationError, parse_invitation
 from transport.wire import Signed
@@ -126,10 +126,6 @@ class JobDir:
         """
         path = self.directory / "revoked.json"
         return frozenset(_read(_RevokedFile, path).root) if path.exists() else frozenset()
-
-    def revoked_nodes(self) -> frozenset[str]:
-        """Only the node ids among them: those whose membership ends everywhere."""
-        return frozenset(name for name in self.revoked() if len(name) == NODE_ID_CHARS)
 
 
 def init_job(

@@ -29,6 +29,7 @@ from swarm.daemon.lobby import (
 from swarm.daemon.options import UserError
 from swarm.events import wall_time
 from swarm.job import Job, JobError, parse_job
+from transport.files import write_private
 from transport.identity import (
     CERTIFICATE_BYTES_MAX,
     CLOCK_TOLERANCE_S,
@@ -40,7 +41,6 @@ from transport.identity import (
     check_certificate,
     pack_payload,
     unpack_payload,
-    write_private,
 )
 from transport.invitation import Invitation
 from transport.wire import Body, Signed, WireError, WireLimits

@@ -14,6 +14,7 @@ from zmq.utils import z85
 from swarm.daemon.jobdir import JobDir
 from swarm.daemon.lobby import FROM_LOBBY, Admitted, Client, KeepLedger, Lobby, Refused, Reply
 from swarm.daemon.options import UserError
+from swarm.daemon.revoking import RevokedList
 from swarm.events import Emit, Event, Noted, wall_time
 from transport.identity import curve_public
 from transport.machine import Effect
@@ -33,6 +34,7 @@ def open_lobby(job: JobDir, rng: random.Random | None = None) -> Lobby:
 async def serve_lobby(
     lobby: Lobby,
     job: JobDir,
+    revoked: RevokedList,
     host: str,
     port: int,
     members: Callable[[], tuple[Signed, ...]],
@@ -50,7 +52,7 @@ async def serve_lobby(
         doorman = context.socket(zmq.REP)
         doorman.bind("inproc://zeromq.zap.01")
         socket = _listen(context, job.lobby_curve_secret, host, port)
-        desk = _Desk(socket, lobby, job, members, emit, admitted)
+        desk = _Desk(socket, lobby, job, revoked, members, emit, admitted)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_admit_any_key(doorman))
             tasks.create_task(desk.run())
@@ -97,6 +99,7 @@ class _Desk:
     socket: zmq.asyncio.Socket
     lobby: Lobby
     job: JobDir
+    revoked: RevokedList
     members: Callable[[], tuple[Signed, ...]]
     emit: Emit
     admitted: Callable[[Admitted], None]
@@ -111,7 +114,7 @@ class _Desk:
         client = Client(address=str(frame.get("Peer-Address")), curve_key=str(frame.get("User-Id")))
         now = asyncio.get_running_loop().time()
         effects = self.lobby.handle(
-            client, frame.bytes, now, wall_time(), members=self.members(), revoked=self.job.revoked()
+            client, frame.bytes, now, wall_time(), members=self.members(), revoked=self.revoked.names()
         )
         try:
             for effect in effects:

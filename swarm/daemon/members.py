@@ -9,6 +9,7 @@ from pathlib import Path
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.events import Event
 from swarm.messages import Part
+from transport.files import write_private
 from transport.identity import pack_payload, unpack_payload
 from transport.wire import Signed, WireError, WireLimits
 
@@ -41,9 +42,7 @@ async def remember_members(half: GossipHalf, directory: Path) -> None:
 
 def write_members(directory: Path, records: Sequence[Signed]) -> None:
     """Keep the members' records, in one step. Raises OSError."""
-    draft = directory / f"{MEMBERS_FILE}.tmp"
-    draft.write_bytes(pack_payload(_Members(records=tuple(records))))
-    draft.replace(directory / MEMBERS_FILE)
+    write_private(directory / MEMBERS_FILE, pack_payload(_Members(records=tuple(records))))
 
 
 def read_members(directory: Path) -> tuple[Signed, ...]:

@@ -31,7 +31,8 @@ from swarm.daemon.status import StatusServer, serve_status
 from swarm.events import Emit, Event, EventFile, wall_time
 from swarm.gossip.config import volunteer_wan
 from swarm.gossip.messages import GOSSIP_KINDS
-from transport.identity import Identity, write_private
+from transport.files import write_private
+from transport.identity import Identity
 from transport.invitation import Invitation, parse_invitation
 from transport.wire import Schema
 
@@ -192,7 +193,7 @@ class Node:
             return known  # admitted before, and the lobby is gone or the invitation is used up
         welcomed.save(self.options.data_dir)
         write_private(self.options.data_dir / INVITATION, invitation.text.encode("ascii"))
-        (self.options.data_dir / "job.toml").write_text(welcomed.job_toml, encoding="utf-8")
+        write_private(self.options.data_dir / "job.toml", welcomed.job_toml.encode())
         emit(Event("joined", wall_time(), self.identity.node, {"job": welcomed.job.digest}))
         return welcomed
 
@@ -266,9 +267,7 @@ async def run_until_told(half: GossipHalf, leave_s: float) -> int:
 
 def write_info(path: Path, info: dict[str, object]) -> None:
     """Write a small JSON file in one step, so that nobody reads half of it."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(info), encoding="utf-8")
-    draft.replace(path)
+    write_private(path, json.dumps(info).encode())
 
 
 def next_incarnation(directory: Path) -> int:
@@ -278,7 +277,5 @@ def next_incarnation(directory: Path) -> int:
         last = int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         last = 0
-    draft = path.with_suffix(".tmp")
-    draft.write_text(str(last + 1), encoding="ascii")
-    draft.replace(path)
+    write_private(path, str(last + 1).encode("ascii"))
     return last + 1

@@ -19,6 +19,7 @@ from swarm.pipeline.records import read_record, stages_of
 from swarm.pipeline.stage import Stage
 from swarm.pipeline.trainer import Trainer
 from swarm.planning.cells import cell_to_copy, choose_cell, usual
+from transport.files import write_private
 from transport.machine import NodeId, Send
 from transport.wire import Message, Signed, WireError
 
@@ -114,7 +115,7 @@ class Standing:
         """Whether it is on this disk that a cell was entered: after a restart it is not entered anew."""
         known = self._genesis.version if self._genesis is not None else 0
         try:
-            self._mark.write_text(str(max(known, self._entered())), encoding="ascii")
+            write_private(self._mark, str(max(known, self._entered())).encode("ascii"))
         except OSError as error:
             self._half.note("dropped", what="entering", why=f"it cannot be written down: {error.strerror}")
             return False

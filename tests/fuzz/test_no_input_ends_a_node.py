@@ -38,7 +38,7 @@ from swarm.gossip.view import Facts, MemberRecord
 from swarm.job import Job
 from swarm.meetings import MEETING_KINDS
 from swarm.messages import WORK_KINDS, CellRecord
-from transport.identity import Identity, pack_payload
+from transport.identity import Identity, pack_payload, within
 from transport.machine import NodeId
 from transport.sim_link import SimLink
 from transport.sim_network import SimNetwork
@@ -119,7 +119,7 @@ def member_record(job: Job, liar: Liar, seq: int, facts: Facts) -> Signed:
         certificate=b"",
         facts=facts,
     )
-    return liar.identity.sign("member", pack_payload(record))
+    return liar.identity.signing_in(job.digest)("member", pack_payload(record))
 
 
 def words_of(cells: Cells, heard: Overheard, liar: Liar) -> Words:
@@ -137,7 +137,7 @@ def words_of(cells: Cells, heard: Overheard, liar: Liar) -> Words:
             *(t.follower.digest for t in trainers),
         ),
         heard={kind: list(kept) for kind, kept in heard.messages.items()},
-        parts=(("cell-record", CellRecord, {}),),
+        parts=((within(cells.job.digest, "cell-record"), CellRecord, {}),),
         signers=(liar.identity, stranger()),
         sizes=(*((size,) for size in sizes), shape),
     )
@@ -356,9 +356,9 @@ def gossip_words(seats: Sequence[Seat], heard: Overheard, liar: Liar, job: Job) 
         texts=(*(seat.identity.node for seat in seats), job.digest, "c0"),
         heard={kind: list(kept) for kind, kept in heard.messages.items()},
         parts=(
-            ("member", MemberRecord, fixed),
-            ("claim", Claim, {"by": liar.identity.node}),
-            ("cell-record", CellRecord, {}),
+            (within(job.digest, "member"), MemberRecord, fixed),
+            (within(job.digest, "claim"), Claim, {"by": liar.identity.node}),
+            (within(job.digest, "cell-record"), CellRecord, {}),
         ),
         signers=(liar.identity, stranger()),
     )

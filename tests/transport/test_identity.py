@@ -1,5 +1,6 @@
 """Keys prove who signed what; a certificate proves membership to anyone with the root's public key."""
 
+import os
 import random
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transport.files import write_private
 from transport.identity import (
     CERTIFICATE_BYTES_MAX,
     CLOCK_TOLERANCE_S,
@@ -24,6 +26,7 @@ from transport.identity import (
     sign_grant,
     unpack_payload,
     verify,
+    within,
 )
 from transport.wire import Signed, WireError
 
@@ -95,6 +98,24 @@ def test_a_signature_holds_for_its_bytes_domain_and_signer_only() -> None:
     assert not verify(signed.model_copy(update={"signer": OTHER.node}), "member", NODE.public_key)
     assert not verify(signed.model_copy(update={"signature": bytes(64)}), "member", NODE.public_key)
     assert not verify(signed, "member", b"short")
+
+
+def test_what_is_signed_in_one_job_is_signed_in_no_other() -> None:
+    signed = NODE.signing_in("ab")("claim", b"payload")
+    assert verify(signed, within("ab", "claim"), NODE.public_key)
+    assert not verify(signed, within("ac", "claim"), NODE.public_key)
+    assert not verify(signed, "claim", NODE.public_key)
+
+
+def test_a_file_that_was_replaced_is_on_the_disk_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(os.readlink(f"/proc/self/fd/{fd}"))))
+    write_private(tmp_path / "kept", b"1")
+    assert len(synced) == 2
+    assert (synced[0].parent, synced[1]) == (tmp_path, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_domain_and_payload_cannot_be_shifted_into_each_other() -> None:

@@ -10,6 +10,7 @@ from swarm.daemon.archive import Resumable
 from swarm.daemon.coordinator import found_once
 from swarm.daemon.genesis import read_genesis
 from swarm.daemon.gossip_half import GossipHalf
+from swarm.daemon.options import UserError
 from swarm.gossip.view import Member, MemberRecord, View
 from swarm.job import Job
 from swarm.pipeline.records import read_record
@@ -65,6 +66,13 @@ def test_a_coordinator_killed_as_it_publishes_publishes_the_same_at_its_next_sta
     (first,) = start(tmp_path, wall=200.0)
     assert first[0] == 100
     assert start(tmp_path, wall=300.0) == [first]
+
+
+def test_a_damaged_founding_is_told_of_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    start(tmp_path)
+    (tmp_path / "founded").write_bytes(b"\x00")
+    with pytest.raises(UserError, match=r"founded cannot be read.* restore it from a copy"):
+        start(tmp_path)
 
 
 def test_a_resume_founds_anew_under_a_later_version_though_the_clock_was_set_back(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from swarm.daemon.admission import Ledger
 from swarm.daemon.jobdir import init_job, make_invitation, open_job, revoke
 from swarm.daemon.options import UserError
+from swarm.daemon.revoking import RevokedList
 from swarm.events import wall_time
 from swarm.job import Job, load_job
 from transport.identity import CERTIFICATE_DAYS, DAY_S, check_certificate
@@ -148,7 +149,7 @@ def test_revocations_reach_a_job_that_is_already_open(made: Path) -> None:
     assert revoke(made, invitation.text) == invitation.jti
     assert revoke(made, "cd" * 32) == "cd" * 32
     assert job.revoked() == {invitation.jti, "cd" * 32}
-    assert job.revoked_nodes() == {"cd" * 32}
+    assert RevokedList(job, [].append).nodes() == {"cd" * 32}
 
 
 @pytest.mark.parametrize("name", ["", "node1", "cd" * 31, "CD" * 32])
@@ -170,7 +171,7 @@ def test_the_beginning_of_an_id_names_the_only_node_it_fits(made: Path) -> None:
     with pytest.raises(UserError, match=r"begins 2 ids \(abababababab, abcdcdcdcdcd\)"):
         revoke(made, "ab")
     assert revoke(made, "abc") == nodes[1]
-    assert open_job(made).revoked_nodes() == set(nodes[1:])
+    assert RevokedList(open_job(made), [].append).nodes() == set(nodes[1:])
 
 
 def test_a_coordinator_does_not_revoke_itself(made: Path) -> None:

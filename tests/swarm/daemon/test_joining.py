@@ -22,6 +22,7 @@ from swarm.daemon.lobby import FROM_LOBBY, TO_LOBBY, Admitted, Challenge, Hello,
 from swarm.daemon.lobby_server import open_lobby, serve_lobby
 from swarm.daemon.options import UserError
 from swarm.daemon.renewing import due_at, keep_certified
+from swarm.daemon.revoking import RevokedList
 from swarm.events import Event, wall_time
 from swarm.job import Job, dump_job
 from transport.identity import DAY_S, Identity, check_certificate, curve_public
@@ -49,6 +50,7 @@ class House:
         await serve_lobby(
             open_lobby(self.job),
             self.job,
+            RevokedList(self.job, self.events.append),
             "127.0.0.1",
             self.job.lobby_port,
             lambda: members,

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from gossip_lives import EPOCH, JOB, OURS, Lives, authority_for, certificate_for, identity_of, play, signed_by
 
-from swarm.daemon.coordinator import tell_revocations
 from swarm.daemon.jobdir import init_job, make_invitation, open_job
 from swarm.daemon.jobdir import revoke as revoke_on_disk
+from swarm.daemon.options import UserError
+from swarm.daemon.revoking import RevokedList, tell_revocations
 from swarm.daemon.trust import Trust, revoke
+from swarm.events import Event
 from swarm.gossip.messages import Claim, Notice
 from swarm.gossip.records import Untrusted, pack
 from swarm.gossip.view import MemberRecord
@@ -172,10 +174,29 @@ async def test_a_coordinator_tells_of_every_node_that_its_directory_revokes(tmp_
     believe = Trust(JOB.digest, jobdir.root_key, lambda: EPOCH)
     revoke_on_disk(tmp_path, make_invitation(tmp_path).text)  # an invitation: the lobby's business alone
     async with asyncio.TaskGroup() as tasks:
-        telling = tasks.create_task(tell_revocations(Half(), jobdir))  # type: ignore[arg-type]
+        telling = tasks.create_task(tell_revocations(Half(), jobdir, RevokedList(jobdir, [].append)))  # type: ignore[arg-type]
         for count in (1, 2):
             revoke_on_disk(tmp_path, nodes[count - 1])
             notice = await asyncio.wait_for(told.get(), 5.0)
             assert believe.revoked(notice, jobdir.certificate) == tuple(sorted(nodes[:count]))
         telling.cancel()
     assert told.empty()
+
+
+def test_a_slip_in_the_list_of_the_revoked_ends_no_coordinator_and_lets_nobody_in(tmp_path: Path) -> None:
+    init_job(tmp_path, job=JOB, host="127.0.0.1", lobby_port=0)
+    jobdir, node = open_job(tmp_path), identity_of(1).node
+    revoke_on_disk(tmp_path, node)
+    events: list[Event] = []
+    revoked = RevokedList(jobdir, events.append)
+    whole = (tmp_path / "revoked.json").read_bytes()
+    (tmp_path / "revoked.json").write_bytes(whole[:-3])
+    for _ in range(2):
+        assert revoked.names() == revoked.nodes() == {node}
+    assert [(event.kind, event.fields["what"]) for event in events] == [("dropped", "revoked.json")]
+    with pytest.raises(UserError, match=r"revoked\.json cannot be read"):
+        RevokedList(jobdir, events.append)
+    (tmp_path / "revoked.json").write_bytes(whole)
+    revoke_on_disk(tmp_path, identity_of(2).node)
+    assert revoked.nodes() == {node, identity_of(2).node}
+    assert len(events) == 1
