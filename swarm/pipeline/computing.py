@@ -260,9 +260,9 @@ class Computing:
         delta = outer_gradient(stage.anchor, stage.parameters).detach().cpu()
         return tensor_digest(stage.anchor), delta
 
-    def round_wait_s(self) -> float:
-        """How long other cells may be late: half of what lies between two rounds."""
-        return max(10.0, 0.5 * self.job.outer.every * self._applies.typical_s())
+    def step_s(self) -> float:
+        """What lies between two steps of this node's cell, 0 before it was measured."""
+        return self._applies.typical_s()
 
     def average(
         self, effect: Average, done: Callable[[Average, Tensor | None, float], Sequence[Effect]]

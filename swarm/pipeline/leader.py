@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from swarm.events import Noted
-from swarm.job import PLAN_HOPS_MAX, Job
+from swarm.job import Job
 from swarm.messages import (
     Absent,
     Accept,
@@ -31,6 +31,7 @@ from swarm.messages import (
 from swarm.pipeline.follower import Ignored
 from swarm.pipeline.ledger import tokens_max
 from swarm.pipeline.office import Office, to
+from swarm.pipeline.outer_round import leader_wait_s
 from swarm.pipeline.records import (
     CheckRecord,
     Sign,
@@ -43,15 +44,11 @@ from swarm.pipeline.records import (
     sign_record,
     stages_of,
 )
-from swarm.planning.paths import plan_paths
+from swarm.pipeline.slots import averaged_roster, can_train, pass_over, plan_slot, rest_s
 from swarm.planning.placement import Place
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message, Signed
 
-ROUND_LIMIT_S = 120.0
-"""A round's delegates keep a shorter deadline and always answer; this is for one that cannot."""
-REST_S, REST_MAX_S = 0.5, 15.0
-"""Pause after an iteration that taught nothing, doubled each time; less than the others' patience."""
 FRUITLESS_MAX = 5
 """So many of them in a row are no accident: a person should hear of it."""
 SHORT_ITERATION_S = 3.0
@@ -150,16 +147,12 @@ class Leader(Office):
         self._rows = self.appointments.fit_rows(self._base)
         effects = self.appointments.order(self.record, self.signed, self.term, self._base, now)
         pause_until = self.appointments.waits_until()
-        if pause_until is None and self._cannot_train():
+        if pause_until is None and not can_train(self._rows):
             pause_until = now + self._close_time.limit_s()
         if pause_until is not None:
             self.phase, self._until = "pausing", pause_until
             return effects
         return [*effects, *(self._let_go(now) or self._plan(now))]
-
-    def _cannot_train(self) -> bool:
-        """No data node, or no body at all: a head trained on bare embeddings would be harm."""
-        return not self._rows[0] or (len(self._rows) > 1 and not any(self._rows[1:]))
 
     def _let_go(self, now: float) -> Sequence[Effect]:
         """When what leavers held is handed over: a slot that only changes the roster."""
@@ -175,19 +168,7 @@ class Leader(Office):
         return roster_nodes(self.record.roster)
 
     def _plan(self, now: float) -> Sequence[Effect]:
-        feeds = PLAN_HOPS_MAX // (self.job.pipeline.microbatches * len(self._rows))
-        # Holders of the ends that do not fit into one message start nothing and report at once.
-        data_nodes = self._rows[0][:feeds]
-        microbatches = plan_paths(self._rows, data_nodes, self.job.pipeline.microbatches)
-        plan = Plan(
-            cell=self.record.cell,
-            slot=self.record.slot + 1,
-            term=self.term,
-            iteration=self.record.iteration + 1,
-            base=self.digest,
-            roster=self._rows,
-            microbatches=microbatches,
-        )
+        plan = plan_slot(self.record, self.digest, self.term, self._rows, self.job)
         self.phase, self._reports, self._asked = "running", {}, plan
         # Up to four times, within the followers' patience: perhaps nothing came through for want of time.
         self._begun, self._until = now, now + self._slot_time.limit_s() * 2.0 ** min(self._fruitless, 2)
@@ -216,13 +197,13 @@ class Leader(Office):
             self.ledger.report(self._reports.values())
         rows = self.appointments.fit_rows(self._rows)
         if without_silent:
-            rows = tuple(row if s in self.ledger.sums else row[1:] for s, row in enumerate(rows))
+            rows = pass_over(rows, self.ledger.sums)
         self._rows = rows
         self.ledger.open(act)
         if not any(rows):
             return self._query(now, "nobody is left to average")
         self.phase, self._closed_at = "closing", now
-        self._until = now + self._close_time.limit_s() + (ROUND_LIMIT_S if act == "round" else 0.0)
+        self._until = now + self._close_time.limit_s() + self._round_wait_s()
         close = Close(
             cell=self.record.cell,
             slot=self.record.slot + 1,
@@ -252,7 +233,7 @@ class Leader(Office):
             if not self.ledger.tokens_averaged():
                 return self._rest(now)
             self._fruitless = 0
-        roster = self._record_roster()
+        roster = averaged_roster(self._rows, self._base, self.appointments.gone)
         record = self.ledger.record(
             self.record, self.digest, self.term, self.me, roster, self.job.inner.clip_norm
         )
@@ -261,18 +242,11 @@ class Leader(Office):
     def _rest(self, now: float) -> Sequence[Effect]:
         """The iteration taught nothing: try again, ever later, because the cause may stay."""
         self._fruitless += 1
-        pause = min(REST_MAX_S, REST_S * 2.0 ** min(self._fruitless - 1, 10))
-        self.phase, self._until = "resting", now + pause
+        self.phase, self._until = "resting", now + rest_s(self._fruitless)
         if self._fruitless != FRUITLESS_MAX:
             return []
         reason = f"{FRUITLESS_MAX} iterations in a row brought no microbatch through; still trying"
         return [Noted("error", {"cell": self.record.cell, "reason": reason})]
-
-    def _record_roster(self) -> Roster:
-        """Who averaged; a stage that nobody averaged keeps those that may still hold it."""
-        gone = self.appointments.gone
-        left = (tuple(n for n in row if not gone(n, s)) for s, row in enumerate(self._base))
-        return tuple(row or rest for row, rest in zip(self._rows, left, strict=True))
 
     def _propose(self, signed: Signed, now: float) -> Sequence[Effect]:
         self._proposal, self._accepts, self.phase = signed, set(), "proposing"
@@ -295,6 +269,15 @@ class Leader(Office):
         noted = Noted(*self.ledger.committed(record, now - self._begun))
         recoveries = self.appointments.recoveries(record, now)
         return [*to(everyone, self._commit_of(signed)), *recoveries, noted]
+
+    def _round_wait_s(self) -> float:
+        """What the next slot takes longer than a step because delegates wait for those of other cells."""
+        if not round_due(self.record, self.job):
+            return 0.0
+        return leader_wait_s(self.job.outer.every, self._steps.typical_s())
+
+    def _patience(self) -> float:
+        return super()._patience() + self._round_wait_s()
 
     # -- members that come, go, or fall behind ------------------------------------------------
 

@@ -20,8 +20,27 @@ from transport.machine import Effect, NodeId
 
 EARLY_MAX = 256
 """Outer gradients of other cells kept until this cell's own round begins, one per sender and stage."""
+WAIT_MIN_S = 10.0
+"""However short the iterations are, other cells may be late by so much."""
+LEADER_GRACE_S = 120.0
+"""What a round may take besides waiting: outer gradients and anchors on thin links, the mean, the hash."""
 LAST_WORD_S = 2.0
 """How long the mean of an owner that is gone, or has finished, may still be on its way."""
+
+
+def owner_wait_s(every: int, step_s: float) -> float:
+    """How long the owner of a round waits for other cells: half of what lies between two rounds."""
+    return max(WAIT_MIN_S, 0.5 * every * step_s)
+
+
+def member_wait_s(every: int, step_s: float) -> float:
+    """How long other delegates wait for the owner's word, which comes when its own wait is over."""
+    return 1.5 * owner_wait_s(every, step_s)
+
+
+def leader_wait_s(every: int, step_s: float) -> float:
+    """How long a leader waits for its delegates: longer than they do, by clocks that are not its own."""
+    return 2.0 * owner_wait_s(every, step_s) + LEADER_GRACE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +92,7 @@ class Meeting:
     answer it with an anchor.
     """
 
+    cell: str
     iteration: int
     anchor: int
     digest: str
@@ -94,6 +114,7 @@ class OuterRound:
         self._view = View()
         self._meetings: dict[int, Meeting] = {}
         self._early: dict[tuple[int, NodeId], tuple[OuterDelta, Any]] = {}
+        self._deadlines: dict[int, tuple[str, int, float]] = {}
 
     def observe(self, view: View, now: float) -> Sequence[Effect]:
         """The view changed: an owner does not wait for cells that are gone, nor a member for it."""
@@ -134,12 +155,15 @@ class OuterRound:
         anchor: int,
         digest: str,
         delta: Any,
-        wait_s: float,
+        every: int,
+        step_s: float,
         now: float,
     ) -> Sequence[Effect]:
         """This cell reached its round: `delta` is anchor minus weights of the stage.
 
-        iteration: how many the cell has done; it does no more until the round is decided.
+        iteration: how many the cell has done; it does no more until the round is decided. every,
+        step_s: iterations between rounds, and what one takes. Called again for a round that is
+        closed once more, it goes on with the meeting, or ends it when it would have ended before.
         """
         self._cell = cell
         cells = self._present(stage)
@@ -148,8 +172,12 @@ class OuterRound:
         owner_cell = cells[stage % len(cells)]
         owner = self.me if owner_cell == cell else self._delegate(owner_cell, stage)
         assert owner is not None
-        until = now + (wait_s if owner == self.me else 1.5 * wait_s)
-        meeting = Meeting(iteration, anchor, digest, delta, until, owner, frozenset(cells))
+        running = self._meetings.get(stage)
+        if running and (running.cell, running.iteration, running.owner) == (cell, iteration, owner):
+            return []
+        wait_s = (owner_wait_s if owner == self.me else member_wait_s)(every, step_s)
+        until = self._deadline_of(stage, cell, iteration, now + wait_s)
+        meeting = Meeting(cell, iteration, anchor, digest, delta, until, owner, frozenset(cells))
         self._meetings[stage] = meeting
         effects: list[Effect] = []
         if owner == self.me:
@@ -158,6 +186,14 @@ class OuterRound:
             effects.append(self._ship_delta(stage, meeting, owner))
         effects += self._admit_early(stage)
         return [*effects, *self._average_if_complete(stage, meeting)]
+
+    def _deadline_of(self, stage: int, cell: str, iteration: int, until: float) -> float:
+        """The first deadline that the round of this iteration was given."""
+        *which, first = self._deadlines.get(stage, ("", 0, until))
+        if which != [cell, iteration]:
+            first = until
+        self._deadlines[stage] = (cell, iteration, first)
+        return first
 
     def _ship_delta(self, stage: int, meeting: Meeting, to: NodeId) -> Effect:
         body = OuterDelta(

@@ -291,7 +291,8 @@ class Trainer:
             anchor=held.anchor_count,
             digest=anchor_digest,
             delta=delta,
-            wait_s=self.computing.round_wait_s(),
+            every=self.job.outer.every,
+            step_s=self.computing.step_s(),
             now=now,
         )
 

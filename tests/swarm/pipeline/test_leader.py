@@ -26,9 +26,10 @@ from swarm.messages import (
     Summed,
 )
 from swarm.pipeline.follower import Ignored
-from swarm.pipeline.leader import FRUITLESS_MAX, REST_MAX_S, REST_S, Leader
+from swarm.pipeline.leader import FRUITLESS_MAX, Leader
 from swarm.pipeline.ledger import NAMES_CHARS_MAX, Ledger
 from swarm.pipeline.records import TERM_STEP_MAX, read_record, record_digest, sign_record
+from swarm.pipeline.slots import REST_MAX_S, REST_S
 from transport.identity import Identity
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Body, Message, Schema, Signed

@@ -1,12 +1,22 @@
 """Delegates agree on who was in a round, and never call unaveraged averaged."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
-from swarm.pipeline.outer_round import LAST_WORD_S, Average, OuterRound, Settle, ShipAnchor
+from swarm.pipeline.outer_round import (
+    LAST_WORD_S,
+    Average,
+    OuterRound,
+    Settle,
+    ShipAnchor,
+    leader_wait_s,
+    member_wait_s,
+    owner_wait_s,
+)
 from swarm.pipeline.work import ShipFlat
 from transport.machine import Effect, NodeId
 
@@ -49,10 +59,11 @@ def started(me: str, anchor: int, *cells: str) -> tuple[OuterRound, list[Effect]
     return outer, list(begin(outer, me, anchor))
 
 
-def begin(outer: OuterRound, me: str, anchor: int = 0, iteration: int = 0) -> Sequence[Effect]:
-    return outer.start(
-        0, cell=me, iteration=iteration, anchor=anchor, digest="aa", delta="mine", wait_s=10.0, now=0.0
-    )
+def begin(
+    outer: OuterRound, me: str, anchor: int = 0, iteration: int = 0, now: float = 0.0
+) -> Sequence[Effect]:
+    about: dict[str, Any] = {"cell": me, "iteration": iteration, "anchor": anchor}
+    return outer.start(0, **about, digest="aa", delta="mine", every=2, step_s=10.0, now=now)
 
 
 def delta(cell: str, anchor: int = 0, iteration: int = 0) -> OuterDelta:
@@ -184,3 +195,31 @@ def test_an_owner_takes_the_anchor_of_who_came_with_a_newer_one() -> None:
     anchor = OuterAnchor(cell="c1", stage=0, anchor=1)
     assert outer.anchor(NODES["c2"], anchor, "forged") == []
     assert settled(list(outer.anchor(NODES["c1"], anchor, "theirs"))).adopted == "theirs"
+
+
+@pytest.mark.parametrize("me", ["c0", "c1"], ids=["owner", "member"])
+def test_a_round_that_is_closed_once_more_is_not_given_its_time_anew(me: str) -> None:
+    outer, _ = started(me, 0, "c0", "c1")
+    until = outer.deadline()
+    assert until is not None
+    assert list(begin(outer, me, now=until - 1.0)) == []
+    assert outer.deadline() == until
+    assert settled(list(outer.tick(until))).reason.startswith("not averaged: no answer from")
+    begin(outer, me, now=until + 5.0)
+    assert settled(list(outer.tick(until + 5.0))).reason.startswith("not averaged: no answer from")
+    begin(outer, me, iteration=2, now=until + 9.0)
+    assert outer.deadline() == pytest.approx(until + until + 9.0)
+
+
+def test_a_round_that_is_closed_while_it_averages_is_told_the_result_of_who_came() -> None:
+    outer, _ = started("c0", 0, "c0", "c1")
+    (work,) = outer.delta(NODES["c1"], delta("c1"), "theirs")
+    assert isinstance(work, Average)
+    begin(outer, "c0", now=1.0)
+    assert settled(list(outer.averaged(work, "mean", 2.0))).members == ("c0", "c1")
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.1, 30.0, 3600.0])
+def test_a_leader_waits_longer_than_any_delegate(step_s: float) -> None:
+    waits = [wait(12, step_s) for wait in (owner_wait_s, member_wait_s, leader_wait_s)]
+    assert waits == sorted(set(waits))
