@@ -12,7 +12,7 @@ from swarm.daemon.bridge import FactsChanged
 from swarm.events import Event
 from swarm.job import Job
 from swarm.lab.sim_node import virtual_now
-from swarm.messages import CellRecord, origin_of
+from swarm.messages import CellRecord
 from swarm.pipeline.trainer import Trainer
 from transport.wire import Body
 
@@ -140,17 +140,13 @@ class Evidence:
         for key in self.touched:
             yield from self.records[key]
 
-    def data_nodes(self, record: CellRecord) -> int:
-        """How many data nodes may have fed a slot: those of its roster and of the one before.
+    def was_founded(self, cell: str, slot: int) -> bool:
+        """Whether this slot is the founding of a cell."""
+        return any(record.act == "found" for record in self.records.get((cell, slot), ()))
 
-        A survivor's new cell may finish the slot that was open when the old one lost its majority:
-        the record that founded it has survivors only, so the old cell's last one counts too.
-        """
-        before = list(self.records.get((record.cell, record.slot - 1), []))
-        if any(r.act == "found" for r in before):
-            for (cell, slot), found in self.records.items():
-                if slot == record.slot - 2 and origin_of(cell) == origin_of(record.cell):
-                    before += found
+    def data_nodes(self, record: CellRecord) -> int:
+        """How many data nodes the roster of a slot and the one before it name."""
+        before = self.records.get((record.cell, record.slot - 1), [])
         return len({node for r in (record, *before) for node in r.roster[0]})
 
 

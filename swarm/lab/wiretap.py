@@ -12,7 +12,7 @@ from random import Random
 
 from swarm.job import Job
 from swarm.meetings import OuterDelta, OuterMean
-from swarm.messages import CellRecord, Plan, Report
+from swarm.messages import CellRecord, Plan, Report, origin_of
 from transport.link import Endpoint
 from transport.machine import NodeId
 from transport.sim_link import SimLink
@@ -73,13 +73,17 @@ class Wiretap:
                 told = f"a mean of stage {body.stage} over {', '.join(body.members)}"
                 self.wrong.append(f"{sender[:12]} tells of {told}, but {member} has sent nothing for it")
 
-    def planned_in(self, cell: str, slot: int) -> int:
-        """Microbatches of the largest plan that was sent for a slot."""
-        terms: dict[int, int] = {}
+    def planned_in(self, cell: str, slot: int, *, founded_before: bool = False) -> int:
+        """Microbatches of the largest plan that was sent for a slot.
+
+        founded_before: survivors founded the cell in the slot before, and may finish what was open then.
+        """
+        plans: dict[tuple[str, int, int], int] = {}
         for (of, at, term, _), count in self.planned.items():
-            if (of, at) == (cell, slot):
-                terms[term] = terms.get(term, 0) + count
-        return max(terms.values(), default=0)
+            open_then = founded_before and at == slot - 1 and origin_of(of) == origin_of(cell)
+            if (of, at) == (cell, slot) or open_then:
+                plans[of, at, term] = plans.get((of, at, term), 0) + count
+        return max(plans.values(), default=0)
 
     def round_of(self, record: CellRecord) -> list[str]:
         """What a round's record says of its members, and no owner ever told anybody, in sentences."""

@@ -3,6 +3,8 @@
 from small_worlds import play, script, small_job
 
 from swarm.lab.soak import TINY
+from swarm.lab.wiretap import Wiretap
+from swarm.messages import Plan, PlannedMicrobatch
 
 
 def test_a_coordinator_whose_disk_is_full_goes_on_and_founds_the_job_when_there_is_room() -> None:
@@ -51,3 +53,16 @@ def test_a_plan_that_comes_twice_counts_each_microbatch_once() -> None:
     faults = "\n".join(noise.format(node) for node in range(3))
     job = small_job(nodes=3, cells=1, stages=1, iterations=6)
     play(job, script(faults), model=TINY, flops_per_s=1e6, latency_s=(0.05, 0.2)).assert_well()
+
+
+def test_what_survivors_finish_is_held_against_the_plan_that_was_open_when_they_were_left() -> None:
+    """Seed 14: a newcomer of that plan was gone, and in no roster, but what it had computed counted."""
+    told = Wiretap(small_job(nodes=3, cells=1, stages=1))
+    a, b, c = "a" * 64, "b" * 64, "c" * 64
+    made = tuple(PlannedMicrobatch(index=i, path=((node, 0),)) for i, node in enumerate((a, b, c)))
+    plan = Plan(
+        cell="c0", slot=14, term=2, iteration=13, base="0" * 32, roster=((a, b, c),), microbatches=made
+    )
+    told.hear(a, "c0", plan)
+    assert told.planned_in("c0~aaaaaaaa.13", 15, founded_before=True) == 3
+    assert told.planned_in("c0~aaaaaaaa.13", 15) == 0
