@@ -107,3 +107,11 @@ def test_leaders_that_are_back_before_they_are_missed_are_followed_by_others(see
     for cell in {event.fields["cell"] for event in played.commits()}:
         times = [event.time for event in played.of("committed", cell=cell)]
         assert max(later - sooner for sooner, later in pairwise(times)) < 5
+
+
+def test_ends_without_a_copy_come_back_from_the_last_checkpoint() -> None:
+    job = small_job(nodes=4, cells=1, iterations=12, checkpoint_every=2, plus_copies=False)
+    played = play(job, fault("crash", "holders:0", at_iteration=7))
+    played.assert_well()
+    (recovered,) = played.of("recovered")
+    assert (recovered.fields["stage"], recovered.fields["how"]) == (0, "checkpoint")
