@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from recovery.checkpoint import CheckpointError, assemble, stage_directory, write_checkpoint
+from recovery.checkpoint import CheckpointError, Meta, assemble, stage_directory, write_checkpoint
 from recovery.donor import NeedSnapshot
 from recovery.fetch import Fetched, FetchFailed
 from recovery.snapshot import describe, to_tensors
@@ -30,13 +31,30 @@ from transport.machine import Effect, NodeId, Send
 from transport.wire import Schema, WireError, WireLimits
 
 ARCHIVE_SCHEMA = Schema(TRANSFER_KINDS, WireLimits(message_bytes_max=TRANSFER_BYTES_MAX))
-InBackground = Callable[[Callable[[], object]], Awaitable[object]]
+InBackground = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs something long while the loop goes on: `asyncio.to_thread`, or `inline` in virtual time."""
 
 
-async def inline(work: Callable[[], object]) -> None:
+RETRY_S = 5.0
+RETRY_MAX_S = 300.0
+"""Before a checkpoint that could not be had is asked for again: twice as long after each failure."""
+
+
+async def inline(work: Callable[[], Any]) -> Any:
     """Do it now: virtual time stands still meanwhile, and it knows no threads."""
-    work()
+    return work()
+
+
+@dataclass(slots=True)
+class _Failures:
+    """How often a checkpoint could not be had, and when it is worth another try."""
+
+    tries: int = 0
+    again_at: float = 0.0
+
+    def add(self, now: float) -> None:
+        self.again_at = now + min(RETRY_MAX_S, RETRY_S * 2**self.tries)
+        self.tries += 1
 
 
 class ArchiveHalf:
@@ -55,7 +73,7 @@ class ArchiveHalf:
         emit: Emit,
         in_background: InBackground = inline,
     ) -> None:
-        """sizes: parameters of each stage. in_background: where checkpoints are hashed and written."""
+        """sizes: parameters of each stage. in_background: where checkpoints are read, hashed and written."""
         self._me, self._job, self._sizes = me, job, tuple(sizes)
         self._directory = directory
         self._link, self._bridge = link, bridge
@@ -67,15 +85,18 @@ class ArchiveHalf:
         self._whole = asyncio.Event()
         self._goal: tuple[str, int] | None = None
         self._got: dict[int, Fetched] = {}
-        self._failed_at: dict[tuple[str, int], float] = {}
-        self.iteration = newest_whole(directory, len(self._sizes)).iteration
+        self._needs: asyncio.Queue[NeedSnapshot] = asyncio.Queue()
+        self._failures: dict[tuple[str, int], _Failures] = {}
+        self.iteration = 0
 
     async def run(self) -> None:
         """Collect until the other half is gone."""
+        found: Resumable = await self._in_background(partial(newest_whole, self._directory, len(self._sizes)))
+        self.iteration = found.iteration
         self._bridge.send(FactsChanged(facts=Facts(iteration=self.iteration)))
         try:
             async with asyncio.TaskGroup() as tasks:
-                for work in (self._listen, self._hear, self._keep_time, self._write_down):
+                for work in (self._listen, self._hear, self._keep_time, self._write_down, self._give_back):
                     tasks.create_task(work())
         except* (EOFError, LinkClosed):
             self._got.clear()
@@ -125,34 +146,51 @@ class ArchiveHalf:
         """Is there a newer checkpoint to be had, whole?"""
         if self._goal is not None:
             return
-        for cell in self._view.cells():
-            iteration = self._checkpointed(cell)
-            tried = self._failed_at.get((cell, iteration), -60.0)
-            if iteration > self.iteration and self._now() - tried > 5.0:
-                self._begin(cell, iteration)
-                return
+        for cell in self._large_cells():
+            for iteration in self._checkpointed(cell):
+                failures = self._failures.get((cell, iteration), _Failures())
+                if iteration > self.iteration and self._now() >= failures.again_at:
+                    self._begin(cell, iteration, failures.tries)
+                    return
 
-    def _checkpointed(self, cell: str) -> int:
-        """The newest iteration that every stage of a cell has on disk, 0 if there is none.
+    def _large_cells(self) -> list[str]:
+        """The largest cells first, none less than half as large as the largest.
 
-        Who says that it is beyond the job's last iteration is not asked: that is not so.
+        Whoever is a cell alone can say of it what it likes.
         """
-        last, reached = self._job.inner.iterations, []
-        for stage in range(len(self._sizes)):
-            held = [m.facts.iteration for m in self._view.holders(cell, stage)]
-            reached.append(max((iteration for iteration in held if iteration <= last), default=0))
-        if min(reached) == last:
-            return last
-        every = self._job.recovery.checkpoint_every
-        return min(reached) // every * every
+        sizes = {cell: len(self._view.cell(cell)) for cell in self._view.cells()}
+        large = [cell for cell, size in sizes.items() if 2 * size >= max(sizes.values())]
+        return sorted(large, key=lambda cell: (-sizes[cell], cell))
 
-    def _begin(self, cell: str, iteration: int) -> None:
+    def _checkpointed(self, cell: str) -> tuple[int, ...]:
+        """The newest iterations that a cell has on disk, as far as more than half of it says, newest first.
+
+        One that says more than the others, or more than the job has, would else keep what is
+        there from being collected.
+        """
+        last, every = self._job.inner.iterations, self._job.recovery.checkpoint_every
+        members = [m.facts for m in self._view.cell(cell) if m.facts.stages and m.facts.iteration <= last]
+        reached = sorted((facts.iteration for facts in members), reverse=True)
+        held = {stage for facts in members for stage in facts.stages}
+        if not held.issuperset(range(len(self._sizes))):
+            return ()
+        most = reached[len(reached) // 2]
+        newest = most if most == last else most // every * every
+        return tuple(iteration for iteration in (newest, (newest - 1) // every * every) if iteration > 0)
+
+    def _begin(self, cell: str, iteration: int, tries: int) -> None:
+        """tries: how often that failed. Each time another holder is asked first: one may lie."""
         self._goal, self._got = (cell, iteration), {}
         for stage, size in enumerate(self._sizes):
             donors = [m.node for m in self._view.holders(cell, stage)]
+            first = tries % max(1, len(donors))
             expected = describe(state_like(size))
             name = f"checkpoint:{stage}"
-            self._perform(self._transfer.fetch(name, donors, expected, self._now(), iteration))
+            if self._goal is None:
+                return  # the stage before has no holder
+            self._perform(
+                self._transfer.fetch(name, donors[first:] + donors[:first], expected, self._now(), iteration)
+            )
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -163,17 +201,29 @@ class ArchiveHalf:
                     self._on_fetched(effect)
                 case FetchFailed(_, reason):
                     self._give_up(reason)
-                case NeedSnapshot(name, slot, _):
-                    found = snapshot_for(effect, None, self._directory, self._job.digest)
-                    if isinstance(found, str):
-                        self._perform(self._transfer.decline(name, slot, found))
-                    elif found is not None:
-                        self._perform(self._transfer.provide(found, self._now()))
+                case NeedSnapshot():
+                    self._needs.put_nowait(effect)
+
+    async def _give_back(self) -> None:
+        """Read what others ask for, off the loop: at a resume every node asks, for all of a model."""
+        while True:
+            need = await self._needs.get()
+            if not self._transfer.is_waited_for(need.name, need.slot):
+                continue  # its takers are gone, or were served with one that was read before
+            with self._guard.against(need.peer, "want"):
+                read = partial(snapshot_for, need, None, self._directory, self._job.digest)
+                found = await self._in_background(read)
+                if isinstance(found, str):
+                    self._perform(self._transfer.decline(need.name, need.slot, found))
+                elif found is not None:
+                    self._perform(self._transfer.provide(found, self._now()))
 
     def _give_up(self, reason: str) -> None:
         if self._goal is not None:
-            self._failed_at[self._goal] = self._now()
+            self._failures.setdefault(self._goal, _Failures()).add(self._now())
             self._note(iteration=self._goal[1], refused=reason)
+        for stage in range(len(self._sizes)):
+            self._transfer.cancel(f"checkpoint:{stage}")
         self._goal = None
 
     def _on_fetched(self, effect: Fetched) -> None:
@@ -184,7 +234,9 @@ class ArchiveHalf:
             self._give_up(f"{effect.name} is of cell {cell[:64]}, not of {self._goal[0]}")
             return
         self._got[int(effect.name.partition(":")[2])] = effect
-        if len(self._got) == len(self._sizes):
+        if len({fetched.facts.get("record", "") for fetched in self._got.values()}) > 1:
+            self._give_up(f"the stages of {cell} at iteration {effect.slot} are not of one record")
+        elif len(self._got) == len(self._sizes):
             self._whole.set()
 
     async def _write_down(self) -> None:
@@ -196,21 +248,26 @@ class ArchiveHalf:
 
     async def _write(self, cell: str, iteration: int) -> None:
         """One stage after another, off the loop: gossip and lobby live on it, and a model is large."""
-        meta: dict[str, int | float | str] = {"cell": cell, "iteration": iteration, "job": self._job.digest}
+        record = str(self._got[0].facts.get("record", ""))
+        meta: Meta = {"cell": cell, "iteration": iteration, "job": self._job.digest, "record": record}
         try:
             for stage, fetched in sorted(self._got.items()):
                 root = stage_directory(self._directory, stage)
-                tensors = to_tensors(fetched.holds, fetched.tensors)
-                await self._in_background(partial(write_checkpoint, root, iteration, tensors, meta))
+                await self._in_background(partial(_write_stage, root, fetched, meta))
         except CheckpointError as error:
             self._give_up(str(error))
             return
         self.iteration, self._goal, self._got = iteration, None, {}
+        self._failures = {goal: kept for goal, kept in self._failures.items() if goal[1] > iteration}
         self._note(iteration=iteration, cell=cell, path=self._directory.name)
         self._bridge.send(FactsChanged(facts=Facts(iteration=iteration)))
 
     def _note(self, **fields: object) -> None:
         self._emit(Event("checkpoint", self._wall(), self._me, fields))
+
+
+def _write_stage(directory: Path, fetched: Fetched, meta: Meta) -> None:
+    write_checkpoint(directory, fetched.slot, to_tensors(fetched.holds, fetched.tensors), meta)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from recovery.checkpoint import (
     Checkpoint,
     CheckpointError,
+    Meta,
     newest_checkpoint,
     read_checkpoint,
     stage_directory,
@@ -20,6 +21,7 @@ from recovery.checkpoint import (
 from recovery.donor import NeedSnapshot
 from recovery.snapshot import Snapshot, take_snapshot
 from swarm.pipeline.computing import ENDS_COPY_EVERY, Computing, payload_tensors
+from swarm.pipeline.records import content_digest
 from swarm.pipeline.trainer import Trainer
 
 
@@ -97,7 +99,8 @@ def _from_disk(need: NeedSnapshot, checkpoints: Path, stage: int, job: str) -> S
         tensors = read_checkpoint(found)
     except CheckpointError:
         return "this checkpoint cannot be read any more"
-    return take_snapshot(need.name, found.iteration, tensors, {"cell": str(found.meta.get("cell", ""))})
+    facts = {name: str(found.meta.get(name, "")) for name in ("cell", "record")}
+    return take_snapshot(need.name, found.iteration, tensors, facts)
 
 
 def _checkpoint_of(job: str, checkpoints: Path, stage: int, iteration: int | None) -> Checkpoint | None:
@@ -125,7 +128,12 @@ def disk_states(
 def write_stages(trainer: Trainer, checkpoints: Path, job: str) -> Iterator[dict[str, object]]:
     """Write every held stage to disk; for each the fields of its event. job: the job's digest."""
     record = trainer.reached
-    meta: dict[str, int | float | str] = {"cell": record.cell, "iteration": record.iteration, "job": job}
+    meta: Meta = {
+        "cell": record.cell,
+        "iteration": record.iteration,
+        "job": job,
+        "record": content_digest(record),
+    }
     for index, stage in sorted(trainer.computing.stages.items()):
         fields: dict[str, object] = {"iteration": record.iteration, "stage": index}
         try:

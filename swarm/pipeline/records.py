@@ -46,6 +46,11 @@ def record_digest(signed: Signed) -> str:
     return hashlib.blake2b(signed.payload, digest_size=16).hexdigest()
 
 
+def content_digest(record: CellRecord) -> str:
+    """`record_digest` of a record whose signed bytes are not at hand."""
+    return hashlib.blake2b(msgpack.packb(record.model_dump()), digest_size=16).hexdigest()
+
+
 def roster_nodes(roster: Roster) -> tuple[NodeId, ...]:
     """Every node of a roster once, in id order."""
     return tuple(sorted({NodeId(node) for holders in roster for node in holders}))

@@ -62,7 +62,7 @@ def test_only_the_next_slot_is_waited_for(job: Job, tmp_path: Path, name: str) -
 
 def on_disk(root: Path, stage: int, *, job: str = "j1", cell: str = "c0") -> Path:
     """A checkpoint of iteration 10."""
-    meta = {"cell": cell, "iteration": 10, "job": job}
+    meta = {"cell": cell, "iteration": 10, "job": job, "record": "ab"}
     return write_checkpoint(stage_directory(root, stage), 10, {"parameters": torch.ones(4)}, meta)
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_job_is_not_there(tmp_path: Path) -> None:
         snapshot_for(NeedSnapshot(f"checkpoint:{stage}", 10, PEER), None, tmp_path, "j1") for stage in (0, 1)
     )
     assert isinstance(ours, Snapshot)
-    assert ours.facts == {"cell": "c0"}
+    assert ours.facts == {"cell": "c0", "record": "ab"}
     assert theirs == "no such checkpoint on this disk"
 
 
