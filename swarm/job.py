@@ -22,6 +22,21 @@ PLAN_HOPS_MAX = 8192
 """Microbatches times stages that one plan can name: with 70 bytes each it stays below a header's 1 MiB."""
 
 
+ROSTER_NAMES_MAX = 1024
+"""Holders over all stages of a cell: a record names them and who contributed, in one message."""
+ROW_MAX = 256
+"""Holders of one stage."""
+GENESIS_NAMES_MAX = 3000
+"""Holders in the rosters of all founding records: 67 bytes each, they travel as one notice of 256 KiB."""
+GENESIS_CELL_NAMES = 10
+"""What the rest of a founding record, and its signature, take of these, in names."""
+
+
+def row_max(stages: int) -> int:
+    """Holders that a stage of such a job can have."""
+    return min(ROW_MAX, ROSTER_NAMES_MAX // stages)
+
+
 class JobError(ValueError):
     """A job that cannot be used. The text is one sentence for the person who wrote it."""
 
@@ -155,6 +170,20 @@ class Job(Section):
     def _a_plan_fits_a_message(self) -> Job:
         if self.pipeline.microbatches * self.pipeline.stages > PLAN_HOPS_MAX:
             raise ValueError(f"pipeline.microbatches times pipeline.stages is more than {PLAN_HOPS_MAX}")
+        return self
+
+    @model_validator(mode="after")
+    def _rosters_fit_into_records(self) -> Job:
+        cells, stages = self.pipeline.cells, self.pipeline.stages
+        most = cells * stages * row_max(stages)
+        if self.pipeline.nodes > most:
+            holders = f"{row_max(stages)} holders of each of {stages} stages in each of {cells} cells"
+            raise ValueError(f"pipeline.nodes is over {most}, which is {holders}")
+        cells = min(cells, self.pipeline.nodes)
+        names = max(self.pipeline.nodes, cells * stages) + GENESIS_CELL_NAMES * cells
+        if names > GENESIS_NAMES_MAX:
+            what = "pipeline.nodes, or cells times stages, plus 10 for each cell"
+            raise ValueError(f"{what}, is over the {GENESIS_NAMES_MAX} names that a founding can hold")
         return self
 
     @property

@@ -87,10 +87,14 @@ def founding_of(notice: Genesis, node: NodeId) -> Signed | None:
 
 
 def solo_founding(
-    job: Job, me: NodeId, sign: Sign, *, iteration: int, rounds: int, cells: Sequence[str]
+    job: Job, me: NodeId, sign: Sign, *, iteration: int, rounds: int, cells: Sequence[str], wall_s: float
 ) -> Signed:
-    """The founding record of a new cell of one node that took every stage's state from others."""
-    name = f"c-{me[:8]}"
+    """The founding record of a new cell of one node that took every stage's state from others.
+
+    wall_s: the time, for the name: an earlier cell of this node may be gone, and what it decided is
+    still signed. cells: those that are here, should the clock have been set back.
+    """
+    name = f"c-{me[:8]}.{int(1000 * wall_s):x}"
     while name in cells:
         name += "-"
     record = CellRecord(

@@ -205,6 +205,7 @@ class Standing:
             iteration=usual(m.facts.iteration for m in members),
             rounds=usual(m.facts.round for m in members),
             cells=cells,
+            wall_s=half.setup.wall(),
         )
         record = read_record(founding)
         first = {m.node for m in members}

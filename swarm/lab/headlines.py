@@ -12,6 +12,7 @@ HOWS = {
     "plus_copy": "a neighbour's copy",
     "checkfree": "its neighbours, by CheckFree",
     "checkpoint": "the last checkpoint",
+    "unknown": "where an earlier leader had it fetched from",
 }
 """Where a stage came back from, in words."""
 
@@ -64,8 +65,6 @@ class Headlines:
 
     def _on_recovered(self, event: EventMap) -> str:
         stage, cell, seconds = event["stage"], event["cell"], event["seconds"]
-        if event["how"] == "failed":
-            return f"stage {stage} of cell {cell} could not be restored yet: {event['reason']}"
         source = HOWS.get(event["how"], event["how"])
         return f"stage {stage} of cell {cell} came back from {source} in {seconds:.1f} s"
 

@@ -158,7 +158,7 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
     furthest = max(commits, key=lambda event: event.fields["iteration"], default=None)
     cell = furthest.fields["cell"] if furthest else ""
     losses = [event.fields["loss"] for event in commits if event.fields["cell"] == cell]
-    recovered = [e.fields for e in outcome.events if e.kind == "recovered" and e.fields["how"] != "failed"]
+    recovered = [e.fields for e in outcome.events if e.kind == "recovered"]
     killed = ("crash", "restart")
     return {
         "finished": outcome.finished,

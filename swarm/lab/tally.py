@@ -93,8 +93,6 @@ class Tally:
             self.rounds = max(self.rounds, int(event.get("round", 0)))
 
     def _on_recovered(self, event: EventMap) -> None:
-        if event.get("how") == "failed":
-            return
         self.recoveries.append({key: event.get(key) for key in ("stage", "how", "seconds")})
 
     def _on_finished(self, event: EventMap) -> None:

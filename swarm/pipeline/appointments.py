@@ -214,8 +214,12 @@ class Appointments:
             taken = next((t for (n, s), t in self._ready.items() if s == stage and n in row), None)
             if taken is None and all(self.gone(node, stage) for node in row):
                 continue
-            how, at = (taken.placement.how, taken.at) if taken else ("holder", now)
-            reason = taken.placement.reason if taken else "an earlier leader had it placed"
+            how, at = (taken.placement.how, taken.at) if taken else ("unknown", now)
+            reason = (
+                taken.placement.reason
+                if taken
+                else "an earlier leader ordered it, and only it knew from where"
+            )
             fields = {"stage": stage, "how": how, "seconds": round(at - since, 3), "reason": reason}
             kind: EventKind = "recovered"
             notes.append(Noted(kind, {"cell": record.cell, **fields}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recovery.policy import Candidate, Decision, Elsewhere, LossFacts, choose_taker, decide
 from swarm.gossip.view import Member, View
-from swarm.job import Job
+from swarm.job import Job, row_max
 from swarm.messages import CellRecord
 from swarm.planning.cells import choose_cell, place_newcomer
 from swarm.planning.placement import Asked, Placement
@@ -133,6 +133,8 @@ class Orders:
             if node in busy or node in members or not ours:
                 continue
             place = place_newcomer(record.roster, node)
+            if len(record.roster[place.stage]) >= row_max(len(record.roster)) and not place.replaces:
+                continue  # the record could not name it
             donors = tuple(NodeId(n) for n in record.roster[place.stage])
             why = choice.reason if choice.cell == record.cell else "No other cell has taken this standby."
             reason = f"{why} {place.reason}"

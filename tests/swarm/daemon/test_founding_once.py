@@ -8,7 +8,7 @@ import pytest
 
 from swarm.daemon.archive import Resumable
 from swarm.daemon.coordinator import found_once
-from swarm.daemon.genesis import read_genesis
+from swarm.daemon.genesis import read_genesis, solo_founding
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.daemon.options import UserError
 from swarm.gossip.view import Member, MemberRecord, View
@@ -89,3 +89,15 @@ def test_a_job_that_is_founded_again_takes_names_that_no_cell_had(tmp_path: Path
         ((_, notice),) = start(tmp_path, resumed=resumed)
         names += [read_record(founding).cell for founding in read_genesis(notice).foundings]
     assert len(set(names)) == len(names)
+
+
+def test_a_cell_of_one_founded_again_has_a_name_that_was_never_used() -> None:
+    """The first one is gone and nobody names it any more; its records are still signed."""
+
+    def name(wall_s: float, *cells: str) -> str:
+        someone = Identity.create(random.Random(3))
+        about = {"iteration": 4, "rounds": 1, "cells": cells, "wall_s": wall_s}
+        return read_record(solo_founding(Job(), someone.node, someone.sign, **about)).cell
+
+    first, later = name(1.8e9), name(1.8e9 + 3.0)
+    assert len({first, later, name(1.8e9, first), name(1.8e9, first, first + "-")}) == 4

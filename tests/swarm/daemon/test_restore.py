@@ -39,7 +39,7 @@ class World:
         self.restoring = Restoring(ME, self.job, config, self.sizes, self.transfer, self.build)
         identity = Identity.create(random.Random(1))
         sign = identity.signing_in(self.job.digest)
-        self.decided = solo_founding(self.job, ME, sign, iteration=0, rounds=0, cells=())
+        self.decided = solo_founding(self.job, ME, sign, iteration=0, rounds=0, cells=(), wall_s=0.0)
 
     def begin(self, stage: int, **fields: Any) -> list[Effect]:
         order = {

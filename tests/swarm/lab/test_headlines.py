@@ -28,11 +28,11 @@ def test_a_death_that_nobody_caused_is_left_to_the_table() -> None:
     assert lines(dead("b", 13.0)) == []
 
 
-def test_a_recovery_names_its_source_and_a_failed_one_its_reason() -> None:
+def test_a_recovery_names_its_source_and_does_not_invent_one() -> None:
     back = {"time": 11.0, "event": "recovered", "cell": "c0", "stage": 2, "seconds": 0.56}
-    assert lines(back | {"how": "other_cell"}, back | {"how": "failed", "reason": "no donor"}) == [
+    assert lines(back | {"how": "other_cell"}, back | {"how": "unknown"}) == [
         "1.0 s stage 2 of cell c0 came back from the other cell in 0.6 s",
-        "1.0 s stage 2 of cell c0 could not be restored yet: no donor",
+        "1.0 s stage 2 of cell c0 came back from where an earlier leader had it fetched from in 0.6 s",
     ]
 
 

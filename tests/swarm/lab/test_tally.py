@@ -65,7 +65,6 @@ def test_rows_follow_what_nodes_say_of_themselves() -> None:
             committed(1, "c1", 1) | {"holders": {"0": ["b"], "1": ["a"], "2": ["a", "b"]}},
             say | {"event": "progress", "bytes_sent": 70, "memory_bytes": 9},
             say | {"event": "recovered", "stage": 2, "how": "holder", "seconds": 0.5, "reason": "x"},
-            say | {"event": "recovered", "stage": 2, "how": "failed", "seconds": 9.0},
             say | {"event": "fault", "what": "killed"},
             {"node": "b", "event": "progress", "bytes_sent": 5},
             {"event": "of a later version", "node": "c"},

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 
+from swarm.events import Noted
 from swarm.gossip.view import Facts, Member, MemberRecord, Status, View
 from swarm.messages import CellRecord, Ready, Roster
 from swarm.pipeline.appointments import PAUSE_LIMIT_S, Appointments
@@ -235,3 +236,11 @@ def test_a_member_that_refutes_a_suspicion_stays() -> None:
     for incarnation in (1, 2):
         appointments.observe(said("c0", incarnation), record(1, ROSTER), 0.0)
     assert appointments.live(B)
+
+
+def test_a_new_leader_does_not_invent_where_a_stage_came_back_from() -> None:
+    appointments = made()
+    appointments.observe(view(b="dead"), record(1, ROSTER), 1.0)
+    (noted,) = appointments.recoveries(record(2, ((A,), (C,))), 3.0)
+    assert isinstance(noted, Noted)
+    assert noted.fields["how"] == "unknown" and noted.fields["seconds"] == 2.0

@@ -3,7 +3,7 @@
 import pytest
 
 from swarm.gossip.view import Facts, Member, MemberRecord, View
-from swarm.job import Job
+from swarm.job import Job, row_max
 from swarm.messages import CellRecord, Roster
 from swarm.planning.orders import Orders
 from swarm.planning.placement import Asked
@@ -125,3 +125,13 @@ def test_a_lone_survivor_takes_every_lost_stage() -> None:
     other = [member(B, cell="c1", stages=(0, 1, 2))]
     placed = orders()(view(member(A, stages=(0,)), *other), record(((A,), (), ())), Asked())
     assert [(p.stage, p.taker, p.how) for p in placed] == [(1, A, "other_cell"), (2, A, "other_cell")]
+
+
+def test_a_standby_is_not_placed_in_a_row_that_no_record_could_name() -> None:
+    nodes = [NodeId(f"{number:064x}") for number in range(2 * row_max(2) + 1)]
+    *held, standby = nodes
+    rows = (tuple(held[0::2]), tuple(held[1::2]))
+    seen = view(*(member(n, stages=(held.index(n) % 2,)) for n in held), member(standby, ""))
+    assert orders(2)(seen, record(rows), Asked()) == ()
+    (order,) = orders(2)(seen, record((rows[0], rows[1][1:])), Asked(busy=frozenset(rows[1][:1])))
+    assert (order.taker, order.stage) == (standby, 1)
