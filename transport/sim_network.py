@@ -114,6 +114,10 @@ class SimNetwork:
         """Hold every message between groups. A node in no group keeps its connections."""
         return self._sever(Cut(tuple(side(group) for group in groups)))
 
+    def apart(self, one: NodeId, other: NodeId) -> bool:
+        """Whether messages between two nodes are held back now, one way or both."""
+        return self._paths.blocked(one, other) or self._paths.blocked(other, one)
+
     def heal(self, cut: Cut | None = None) -> None:
         """Mend one cut, or all. What was held is on its way again; healing twice is harmless."""
         self._paths.cuts = [other for other in self._paths.cuts if cut is not None and other is not cut]

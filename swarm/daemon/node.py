@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from swarm.daemon.bridge import Begin, Failed, Listening
@@ -26,7 +27,8 @@ from swarm.daemon.lock import lock_directory
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.options import NodeOptions, UserError
 from swarm.daemon.process import GOSSIP_SLICE_NS, choose_slice
-from swarm.daemon.renewing import keep_certified
+from swarm.daemon.rejoining import keep_in_touch
+from swarm.daemon.renewing import ASK_S, keep_certified
 from swarm.daemon.status import StatusServer, serve_status
 from swarm.events import Emit, Event, EventFile, wall_time
 from swarm.gossip.config import volunteer_wan
@@ -34,7 +36,7 @@ from swarm.gossip.messages import GOSSIP_KINDS
 from transport.files import write_private
 from transport.identity import Identity
 from transport.invitation import Invitation, parse_invitation
-from transport.wire import Schema
+from transport.wire import Schema, Signed
 
 GOSSIP_SCHEMA = Schema(GOSSIP_KINDS)
 JOIN_S = 24 * 3600.0
@@ -218,6 +220,8 @@ class Node:
                 if invitation is not None:
                     renewing = keep_certified(half, self.identity, invitation, welcomed, directory, wall_time)
                     others.append(tasks.create_task(renewing))
+                    ask = partial(self._ask_lobby, half, invitation, welcomed)
+                    others.append(tasks.create_task(keep_in_touch(half, ask, random.Random())))
                 code = await run_until_told(half, LEAVE_S)
                 for task in others:
                     task.cancel()
@@ -227,6 +231,24 @@ class Node:
             if server is not None:
                 await server.close()
         return code
+
+    async def _ask_lobby(
+        self, half: GossipHalf, invitation: Invitation, welcomed: Welcomed
+    ) -> tuple[Signed, ...]:
+        """Who is here, as the lobby sees it; nobody if it does not answer."""
+        record = half.setup.record
+        try:
+            found = await join(
+                invitation,
+                self.identity,
+                gossip=record.gossip,
+                work=record.work,
+                timeout_s=ASK_S,
+                certificate=welcomed.certificate,
+            )
+        except UserError:
+            return ()
+        return found.members
 
 
 def say(what: str, server: StatusServer | None = None) -> None:

@@ -24,6 +24,7 @@ from swarm.daemon.gossip_half import GossipHalf
 from swarm.daemon.gossip_setup import GossipSetup
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation
+from swarm.daemon.rejoining import keep_in_touch
 from swarm.daemon.training_half import TrainingHalf
 from swarm.daemon.training_setup import WORK_SCHEMA, TrainingSetup
 from swarm.events import Emit, Event, EventKind
@@ -168,6 +169,9 @@ class SimProcess(ABC):
     async def _live(self) -> None:
         """Open the links, run the halves, close the links: one life of this process."""
 
+    def _chances(self) -> random.Random:
+        return random.Random(self.rng.getrandbits(64))
+
     def _open(self, work_schema: Schema) -> tuple[SimLink, SimLink]:
         network, key = self.ground.network, self.identity.curve_public
         gossip = network.open(self.node, curve_key=key, schema=GOSSIP_SCHEMA)
@@ -187,7 +191,7 @@ class SimProcess(ABC):
             work=work.endpoint.address,
             incarnation=next_incarnation(self.directory),
             config=self.ground.gossip,
-            rng=random.Random(self.rng.getrandbits(64)),
+            rng=self._chances(),
             wall=self.wall,
             emit=self.ground.emit,
         )
@@ -229,11 +233,15 @@ class SimNode(SimProcess):
         async with asyncio.TaskGroup() as tasks:
             keeping = tasks.create_task(remember_members(self.gossip, self.directory))
             training = tasks.create_task(_then(self.training.run(), theirs.close))
+            rejoining = tasks.create_task(keep_in_touch(self.gossip, self._ask_lobby, self._chances()))
             await self.gossip.run()
-            training.cancel()
-            keeping.cancel()
+            for task in (training, keeping, rejoining):
+                task.cancel()
         for link in (gossip, work):
             await link.close()
+
+    async def _ask_lobby(self) -> Sequence[Signed]:
+        return self.ground.lobby(self) or ()
 
     def _training_setup(self, setup: GossipSetup) -> TrainingSetup:
         return TrainingSetup(
@@ -306,8 +314,8 @@ class SimCoordinator(SimProcess):
         ]
 
     def admit(self, newcomer: SimNode) -> Sequence[Signed] | None:
-        """The lobby's answer to an invited node, None while this coordinator is down."""
-        if not self.running or self.gossip is None:
+        """The lobby's answer to an invited node, None while this coordinator cannot be reached."""
+        if not self.running or self.gossip is None or self.ground.network.apart(self.node, newcomer.node):
             return None
         address = newcomer.links[0].endpoint.address
         self.links[0].know(newcomer.node, Endpoint(address, newcomer.identity.curve_public))

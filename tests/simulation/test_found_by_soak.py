@@ -66,3 +66,15 @@ def test_what_survivors_finish_is_held_against_the_plan_that_was_open_when_they_
     told.hear(a, "c0", plan)
     assert told.planned_in("c0~aaaaaaaa.13", 15, founded_before=True) == 3
     assert told.planned_in("c0~aaaaaaaa.13", 15) == 0
+
+
+def test_a_node_that_came_back_before_everybody_else_finds_them_at_their_new_addresses() -> None:
+    """Seed 140: all were down at once, and whoever was back before the coordinator stayed alone for good."""
+    down = '[[fault]]\nat_s = 4\nkind = "restart"\nnode = "{}"\nafter_s = {}'
+    outage = [down.format("coordinator", 40), down.format("node:0", 1)]
+    outage += [down.format(f"node:{node}", 60) for node in (1, 2)]
+    job = small_job(nodes=3, cells=1, stages=1, iterations=8, checkpoint_every=2)
+    played = play(job, script("\n".join(outage)), until_s=200, model=TINY, flops_per_s=1e6)
+    assert played.outcome.broken == ()
+    everyone = played.world.processes
+    assert {one.view.status(other.node) for one in everyone for other in everyone} == {"alive"}
