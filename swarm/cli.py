@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -56,7 +56,7 @@ def coordinator_init(
     Example: farflung coordinator init run1 --nodes 8 --cells 2
     """
     from swarm.daemon.jobdir import init_job, make_invitation
-    from swarm.lab.recipes import job_from_options
+    from swarm.daemon.typed import job_from_options
     from swarm.pipeline.data import find_texts
 
     recipe = job_from_options(
@@ -72,9 +72,7 @@ def coordinator_init(
     )
     find_texts(recipe.data)
     init_job(directory, job=recipe, host=host, lobby_port=lobby_port)
-    invitation = make_invitation(
-        directory, role="worker", days=7, uses=max(8, 2 * recipe.pipeline.nodes)
-    ).text
+    invitation = make_invitation(directory, days=7, uses=max(8, 2 * recipe.pipeline.nodes)).text
     if as_json:
         return print_json({"directory": str(directory), "job": recipe.digest, "invitation": invitation})
     print(f"Job {recipe.name} is in {directory}. Next, here:\n\n  farflung coordinator run {directory}\n")
@@ -102,9 +100,6 @@ def coordinator_run(
 @app.command()
 def invite(
     directory: JobDirectory,
-    role: Annotated[
-        Literal["worker", "coordinator"], typer.Option(help="What the invited may be.")
-    ] = "worker",
     days: Annotated[float, typer.Option(help="Until it expires.")] = 7,
     uses: Annotated[int, typer.Option(help="How many nodes may join with it.")] = 8,
     as_json: Json = False,
@@ -115,7 +110,7 @@ def invite(
     """
     from swarm.daemon.jobdir import make_invitation
 
-    text = make_invitation(directory, role=role, days=days, uses=uses).text
+    text = make_invitation(directory, days=days, uses=uses).text
     print_json({"invitation": text}) if as_json else print(text)
 
 
@@ -156,7 +151,7 @@ def node(
     """
     from swarm.daemon.options import NodeOptions
     from swarm.daemon.process import check_device
-    from swarm.lab.recipes import parse_size
+    from swarm.daemon.typed import parse_size
 
     check_device(device)
     options = NodeOptions(
@@ -184,7 +179,7 @@ def status(
 
     Example: farflung status run1
     """
-    from swarm.lab.look import fetch_status, render_status
+    from swarm.daemon.look import fetch_status, render_status
 
     found = fetch_status(directory, address)
     print_json(found) if as_json else render_status(found)
@@ -200,8 +195,8 @@ def export(
 
     Example: farflung export run1 model1
     """
+    from swarm.daemon.harvest import export_run
     from swarm.daemon.options import UserError
-    from swarm.lab.harvest import export_run
 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already: name a new directory for the model")

@@ -16,7 +16,7 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, Field, RootModel
 
@@ -24,7 +24,6 @@ from swarm.daemon.admission import Authority, Ledger
 from swarm.daemon.options import UserError
 from swarm.events import wall_time
 from swarm.gossip.messages import REVOKED_MAX
-from swarm.gossip.view import Role
 from swarm.job import Job, JobError, dump_job, load_job
 from transport.files import write_private
 from transport.identity import (
@@ -187,14 +186,11 @@ def open_job(directory: Path) -> JobDir:
 def make_invitation(
     directory: Path,
     *,
-    role: Role = "worker",
     days: float = 7.0,
     uses: int = 1,
     rng: random.Random | None = None,
 ) -> Invitation:
-    """Sign one more invitation; a running coordinator will honour it. Raises UserError."""
-    if role not in get_args(Role):
-        raise UserError(f"there is no role {role}: choose one of {', '.join(get_args(Role))}")
+    """Sign one more invitation for workers; a running coordinator will honour it. Raises UserError."""
     if not 0 < days <= 3650:
         raise UserError("an invitation lasts more than 0 and at most 3650 days")
     if not 1 <= uses <= 1 << 20:
@@ -202,7 +198,7 @@ def make_invitation(
     job = open_job(directory)
     return job.authority.invite(
         jti=(rng or random.SystemRandom()).randbytes(8).hex(),
-        role=role,
+        role="worker",
         uses=uses,
         not_after=int(wall_time() + days * DAY_S),
         lobby=(job.lobby,),

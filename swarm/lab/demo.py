@@ -160,7 +160,7 @@ def choose_victim(swarm: RealSwarm, tally: Tally, kind: str) -> str:
 
 def _summarize(swarm: RealSwarm, tally: Tally) -> dict[str, Any]:
     """Export the final model, measure it and the initial one, and put the numbers together."""
-    from swarm.lab.harvest import export_run, validation_losses
+    from swarm.daemon.harvest import export_run, validation_losses
 
     checkpoint = swarm.directory / "model"
     export_run(swarm.directory, checkpoint)

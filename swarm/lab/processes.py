@@ -129,7 +129,7 @@ class RealSwarm:
         self._tail.follow(self.directory / "lab.jsonl")
         init_job(self.job_directory, job=self.job, host=self.place("coordinator").host, lobby_port=0)
         uses = 4 * self.job.pipeline.nodes + 4  # the first nodes, and those that replace the killed
-        self._invitation = make_invitation(self.job_directory, role="worker", days=1, uses=uses).text
+        self._invitation = make_invitation(self.job_directory, days=1, uses=uses).text
 
     def place(self, name: str) -> Place:
         """Where a process runs."""

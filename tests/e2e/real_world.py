@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from swarm.daemon.look import fetch_status
 from swarm.job import Job
-from swarm.lab.look import fetch_status
 from swarm.lab.processes import RealSwarm
 from swarm.lab.tail import EventMap
 

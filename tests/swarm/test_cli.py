@@ -118,3 +118,8 @@ def test_only_errors_meant_for_people_become_sentences() -> None:
     assert explain(FileNotFoundError(2, "No such file", "a.toml")) == "cannot use a.toml: No such file"
     assert explain(ValueError("a bug")) is None
     assert explain(OSError("a bug")) is None
+
+
+def test_an_invitation_offers_no_role_that_nobody_would_believe(tmp_path: Path) -> None:
+    found = run("invite", str(tmp_path), "--role", "coordinator")
+    assert (found.returncode, "No such option: --role" in found.stderr) == (2, True)

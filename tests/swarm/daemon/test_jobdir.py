@@ -77,7 +77,6 @@ def test_an_invitation_never_outlives_the_run_key(made: Path) -> None:
 @pytest.mark.parametrize(
     ("terms", "reason"),
     [
-        ({"role": "king"}, "there is no role king"),
         ({"days": 0}, "lasts more than 0"),
         ({"days": float("nan")}, "lasts more than 0"),
         ({"uses": 0}, "at least 1"),

@@ -12,7 +12,7 @@ from swarm.daemon.options import UserError
 from swarm.lab.bench import memory_of
 from swarm.lab.demo import Watch, choose_victim, is_over, next_directory, plan_kills
 from swarm.lab.processes import Child
-from swarm.lab.recipes import demo_job, parse_size
+from swarm.lab.recipes import demo_job
 from swarm.lab.screen import Screen
 from swarm.lab.tally import NodeRow, Tally
 
@@ -122,13 +122,6 @@ def test_80_columns_hold_the_table_of_a_cell_with_a_long_name() -> None:
 def test_a_demo_of_one_node_is_one_cell() -> None:
     assert demo_job(nodes=1, iterations=4).pipeline.cells == 1
     assert demo_job(nodes=8, iterations=60).pipeline.cells == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("", 0), ("8G", 8 << 30), ("1.5 KiB", 1536), ("7", 7), ("2mb", 2 << 20)]
-)
-def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
-    assert parse_size(text) == size
 
 
 def test_memory_of_a_process_is_what_the_kernel_says(tmp_path: Path) -> None:

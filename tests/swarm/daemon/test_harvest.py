@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from recovery.checkpoint import stage_directory, write_checkpoint
+from swarm.daemon.harvest import export_run, gather, validation_losses
 from swarm.daemon.options import UserError
 from swarm.job import Job, dump_job
-from swarm.lab.harvest import export_run, gather, validation_losses
 from swarm.pipeline.model import demo, init_parameters, parameter_names
 
 STAGES = 2

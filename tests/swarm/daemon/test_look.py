@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from swarm.daemon.look import fetch_status, render_status, shortest
 from swarm.daemon.options import UserError
-from swarm.lab.look import fetch_status, render_status, shortest
 
 STATUS = {"iteration": 7, "loss": 3.25, "members": [{"node": "ab", "stages": [0, 1]}, {"node": "cd"}]}
 
