@@ -56,7 +56,7 @@ class Membership:
         self.me = NodeId(record.node)
         self.config = config
         self.own = OwnRecord(record, sign, config, now)
-        self.register = Register(self.own.member, config, rng)
+        self.register = Register(self.own.member, self.own.signed, config, rng)
         self.probing = Probing(self.me, config, rng, now)
         self.refused: dict[str, int] = {}
         self._verifier, self._verify_notice = verifier, verify_notice
@@ -196,8 +196,11 @@ class Membership:
         return [know, updated(row), *self._spreading.greet(row)]
 
     def _outdo(self, record: MemberRecord, now: float) -> Sequence[Effect]:
-        """An earlier start of this node may have left a newer record behind."""
-        if record.version <= self.own.record.version:
+        """An earlier start of this node may have left a newer record behind, or one just as new.
+
+        Only starts are written to disk: that life may have refuted its way to this one's incarnation.
+        """
+        if record.version < self.own.record.version or record == self.own.record:
             return []
         return self._renew(now, beyond=record.incarnation)
 
@@ -327,7 +330,7 @@ class Membership:
         return self._announce()
 
     def _announce(self) -> Sequence[Effect]:
-        self.register.replace_me(self.own.member)
+        self.register.replace_me(self.own.member, self.own.signed)
         self._spreading.put(("record", self.me), self.own.signed, "records")
         return [MemberUpdated(self.own.member, self.own.signed)]
 

@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
+from zlib import crc32
 
 from swarm.gossip.comparing import Hashes, bucket_of, bucket_starts, mark_of
 from swarm.gossip.config import GossipConfig
@@ -71,7 +72,7 @@ class Register:
     due: when the next suspect is buried.
     """
 
-    def __init__(self, me: Member, config: GossipConfig, rng: random.Random) -> None:
+    def __init__(self, me: Member, signed: Signed, config: GossipConfig, rng: random.Random) -> None:
         self.me = me.node
         self.rows: dict[NodeId, Row] = {}
         self.hashes = Hashes()
@@ -83,7 +84,7 @@ class Register:
         self._lost: dict[NodeId, Row] = {}
         self._suspected: dict[NodeId, Row] = {}
         self._witnessed = False
-        self.replace_me(me)
+        self.replace_me(me, signed)
 
     # -- asking -----------------------------------------------------------------------------
 
@@ -233,9 +234,9 @@ class Register:
             row.suspicion.postpone(seconds)
             self._time(row)
 
-    def replace_me(self, member: Member) -> None:
+    def replace_me(self, member: Member, signed: Signed) -> None:
         """This node's own row."""
-        mark = _mark(member)
+        mark = _mark(member, signed)
         self.hashes.replace(bucket_of(self.me), self._my_mark, mark)
         self._mine, self._my_mark, self._view = member, mark, None
 
@@ -255,7 +256,7 @@ class Register:
             self._lost.pop(node, None)
         else:
             self._lost[node] = row
-        self._set_mark(row, _mark(row.member) if row.believed or row.evidence else 0)
+        self._set_mark(row, _mark(row.member, row.signed) if row.believed or row.evidence else 0)
         if (self.witnesses > 0) != self._witnessed:
             self._witnessed = self.witnesses > 0
             for suspect in self._suspected.values():
@@ -272,7 +273,8 @@ class Register:
         self.due = min(each.until for each in self._suspected.values())
 
 
-def _mark(member: Member) -> int:
-    """Of what comparisons shall find: a newer record, or a verdict that is final."""
+def _mark(member: Member, signed: Signed) -> int:
+    """Of what comparisons shall find: a newer record, another one of its version, or a final verdict."""
     verdict = "" if member.status in BELIEVED else member.status
-    return mark_of(f"{member.record.node} {member.record.incarnation} {member.record.seq} {verdict}")
+    record, check = member.record, crc32(signed.payload)
+    return mark_of(f"{record.node} {record.incarnation} {record.seq} {check} {verdict}")
