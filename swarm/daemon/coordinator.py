@@ -27,6 +27,7 @@ from swarm.daemon.lock import lock_directory
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation, run_until_told, say, write_info
 from swarm.daemon.options import CoordinatorOptions, UserError
+from swarm.daemon.renewing import keep_itself_certified
 from swarm.daemon.revoking import RevokedList, tell_revocations
 from swarm.daemon.status import serve_status
 from swarm.events import Event, EventFile, wall_time
@@ -169,6 +170,7 @@ class Coordinator:
                 others.append(tasks.create_task(found))
                 others.append(tasks.create_task(remember_members(half, options.directory)))
                 others.append(tasks.create_task(tell_revocations(half, jobdir, revoked)))
+                others.append(tasks.create_task(keep_itself_certified(half, jobdir, wall_time)))
                 await self._announce(stack, half, emit)
                 code = await run_until_told(half, LEAVE_S)
                 for task in others:

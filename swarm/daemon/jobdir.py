@@ -28,6 +28,7 @@ from swarm.job import Job, JobError, dump_job, load_job
 from transport.files import write_private
 from transport.identity import (
     DAY_S,
+    Certificate,
     Identity,
     IdentityError,
     Part,
@@ -95,6 +96,10 @@ class JobDir:
     def job(self) -> Job:
         """The job."""
         return self.authority.job
+
+    def certify_itself(self, now_wall: float) -> tuple[Certificate, bytes]:
+        """The coordinator's next certificate: nobody else can issue it."""
+        return _certify_own(self.authority, self.identity, now_wall)
 
     @property
     def root_key(self) -> bytes:
@@ -169,10 +174,7 @@ def open_job(directory: Path) -> JobDir:
         raise UserError(
             f"{directory / 'job.toml'} was changed after the job was made: undo the change, or make a new job"
         )
-    binding = identity.bind_curve(authority.job.digest)
-    _, certificate = authority.certify(
-        identity.public_key, binding, role="coordinator", serial=0, now_wall=wall_time()
-    )
+    _, certificate = _certify_own(authority, identity, wall_time())
     return JobDir(
         directory=directory,
         authority=authority,
@@ -240,6 +242,11 @@ def _whole_id(name: str, job: JobDir) -> str:
     if _NODE_ID.fullmatch(name):
         return name  # it joined before the ledger was restored from a copy, or has yet to join
     raise UserError(f"no node of this job has an id that begins with {name!r}: copy it from `status`")
+
+
+def _certify_own(authority: Authority, identity: Identity, now_wall: float) -> tuple[Certificate, bytes]:
+    binding = identity.bind_curve(authority.job.digest)
+    return authority.certify(identity.public_key, binding, role="coordinator", serial=0, now_wall=now_wall)
 
 
 def _grant_of(job: Job, run: SigningKey, now: float) -> RunKeyGrant:

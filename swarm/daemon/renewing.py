@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from swarm.daemon.gossip_half import GossipHalf
+from swarm.daemon.jobdir import JobDir
 from swarm.daemon.joining import Welcomed, join
 from swarm.daemon.options import UserError
 from swarm.events import Event
@@ -22,6 +23,22 @@ ASK_S = 60.0
 def due_at(certificate: Certificate) -> float:
     """Wall time from which on the certificate is to be renewed."""
     return certificate.not_before + USED_SHARE * (certificate.not_after - certificate.not_before)
+
+
+async def keep_itself_certified(half: GossipHalf, jobdir: JobDir, wall: Callable[[], float]) -> None:
+    """The same for a coordinator, which asks nobody: it has the run key."""
+    certificate, _ = jobdir.certify_itself(wall())
+    while True:
+        await asyncio.sleep(max(0.0, min(RETRY_S, due_at(certificate) - wall())))
+        if wall() < due_at(certificate):
+            continue
+        renewed, data = jobdir.certify_itself(wall())
+        half.recertify(data)
+        fields = {"renewed_until": renewed.not_after}
+        half.setup.emit(Event("joined", wall(), jobdir.identity.node, fields))
+        if renewed.not_after <= certificate.not_after:
+            return  # the grant of the run key ends then
+        certificate = renewed
 
 
 async def keep_certified(

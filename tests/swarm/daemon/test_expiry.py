@@ -1,7 +1,10 @@
 """A certificate that expires ends neither the training nor the way back in."""
 
+import asyncio
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from gossip_lives import EPOCH, authority_for, certificate_for, identity_of
@@ -10,15 +13,20 @@ from swarm.daemon import node as node_module
 from swarm.daemon import training_process
 from swarm.daemon.admission import Authority
 from swarm.daemon.bridge import Begin
+from swarm.daemon.gossip_half import GossipHalf
+from swarm.daemon.jobdir import init_job, open_job
 from swarm.daemon.joining import JoinRefused, Welcomed
 from swarm.daemon.node import kept_membership
 from swarm.daemon.options import NodeOptions
+from swarm.daemon.renewing import keep_itself_certified
+from swarm.events import wall_time
 from swarm.gossip.view import Member, MemberRecord, View
 from swarm.job import DataSection, Job, dump_job
 from swarm.pipeline.records import DOMAIN
-from transport.identity import Identity
+from transport.identity import Identity, check_certificate
 from transport.invitation import Invitation, parse_invitation
 from transport.machine import NodeId
+from transport.virtual_time import run_virtual
 
 MONTH_S = 31 * 86_400.0
 ME, LEADER = identity_of(1), identity_of(2)
@@ -108,3 +116,28 @@ def test_an_expired_membership_gives_way_to_an_invitation(
     assert kept_membership(tmp_path, ME, invitation_to(authority)) is None
     with pytest.raises(JoinRefused, match="has expired"):
         kept_membership(tmp_path, ME, None)
+
+
+def test_a_coordinators_own_certificate_never_expires_while_its_run_key_lasts(tmp_path: Path) -> None:
+    job = Job()
+    init_job(tmp_path, job=job, host="127.0.0.1", lobby_port=0)
+    jobdir, begun = open_job(tmp_path), wall_time()
+    shown, events = [(begun, jobdir.certificate)], []
+
+    async def scenario() -> float:
+        clock = asyncio.get_running_loop().time
+
+        def wall() -> float:
+            return begun + clock()
+
+        setup = SimpleNamespace(emit=events.append)
+        half = SimpleNamespace(setup=setup, recertify=lambda data: shown.append((wall(), data)))
+        await keep_itself_certified(cast("GossipHalf", half), jobdir, wall)
+        return wall()
+
+    ended = run_virtual(scenario())
+    assert len(shown) > 12
+    for (_, data), (until, _) in zip(shown, [*shown[1:], (ended, b"")], strict=True):
+        check_certificate(data, job=job.digest, root_public=jobdir.root_key, now_wall=until)
+    assert len(events) == len(shown) - 1
+    assert ended > jobdir.authority.granted.not_after - MONTH_S
