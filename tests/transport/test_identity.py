@@ -1,5 +1,6 @@
 """Keys prove who signed what; a certificate proves membership to anyone with the root's public key."""
 
+import errno
 import os
 import random
 import stat
@@ -116,6 +117,20 @@ def test_a_file_that_was_replaced_is_on_the_disk_under_its_name(
     assert len(synced) == 2
     assert (synced[0].parent, synced[1]) == (tmp_path, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_was_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_private(tmp_path / "kept", b"1")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_private(tmp_path / "kept", b"2")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("kept", b"1")]
 
 
 def test_domain_and_payload_cannot_be_shifted_into_each_other() -> None:
