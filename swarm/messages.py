@@ -272,6 +272,8 @@ class Restore(CellBody):
 
     donors are asked in order; for "checkfree" they are the holders of `neighbours`.
     `same_state` demands the state exactly at this slot, because another holder goes on.
+    `rehearsal`: fetch it as it is now, keep nothing, and answer: the cell goes on meanwhile, and
+    sees how long it would have to wait.
     """
 
     kind: ClassVar[str] = "restore"
@@ -280,6 +282,7 @@ class Restore(CellBody):
     how: Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint"]
     donors: Holders
     same_state: bool
+    rehearsal: bool = False
     neighbours: Annotated[tuple[StageIndex, ...], Field(max_length=2)] = ()
     decided: Signed
     reason: Reason

@@ -230,13 +230,15 @@ class Standing:
             half.note("dropped", what="order to hold a stage", peer=leader[:12], why=wrong)
         elif half.trainer is not None and half.trainer.cell != order.cell:
             wrong = f"this node is in cell {half.trainer.cell}"
+        elif order.rehearsal and half.restoring.busy:
+            wrong = "this node fetches another state already"
         if wrong:
             half.perform(Send(leader, Message(ready(order, ok=False, reason=wrong))))
             return
         if half.trainer is not None and not half.trainer.applied:
             self._later[order.stage] = (leader, order)  # what it may need of ours is half a step old
             return
-        if half.trainer is None:
+        if half.trainer is None and not order.rehearsal:
             half.say(half.facts.model_copy(update={"state": "restoring"}))
         at_hand = partial(local_state, half.trainer)
         half.perform_all(half.restoring.begin(leader, order, half.view, at_hand, now))

@@ -7,7 +7,7 @@ Every node keeps one, so that whoever leads next knows since when a stage is los
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarm.events import EventKind, Noted
 from swarm.gossip.view import View
@@ -20,7 +20,9 @@ from transport.wire import Message, Signed
 ORDER_LIMIT_S = 300.0
 """An order that was not answered by then was lost; a large state over a thin link takes minutes."""
 PAUSE_LIMIT_S = 60.0
-"""How long a cell waits at one slot for a newcomer to have exactly its state."""
+"""How long a cell waits at one slot for a taker of what a leaver holds to have exactly its state."""
+PAUSE_MAX_S = 300.0
+"""How long it waits at most for a newcomer that has shown how long it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Appointments:
         self._pending: dict[tuple[NodeId, int], tuple[Placement, float]] = {}
         self._ready: dict[tuple[NodeId, int], Taken] = {}
         self._absent: set[tuple[NodeId, int]] = set()
+        self._rehearsed: dict[tuple[NodeId, int], float] = {}
         self._seen: dict[NodeId, int] = {}
         """Incarnation under which a member last said that it is in this cell."""
         self._forgot: set[NodeId] = set()
@@ -81,6 +84,7 @@ class Appointments:
         ours = {k: v for k, v in self._pending.items() if not self._elsewhere(k[0], record.cell)}
         self._pending = {k: v for k, v in ours.items() if self._reachable(k[0])}
         self._ready = {k: v for k, v in self._ready.items() if self._reachable(k[0])}
+        self._rehearsed = {k: v for k, v in self._rehearsed.items() if self._reachable(k[0])}
         self.leaving = {n for n in self.leaving if self.live(n)}
         self._note_losses(record, now)
 
@@ -146,14 +150,23 @@ class Appointments:
         asked = self._asking.asked((n for n, _ in self._pending), self.leaving, now)
         wanted = record.model_copy(update={"roster": roster})
         effects: list[Effect] = []
-        for placement in self._place(self._view, wanted, asked):
-            if placement.stage in under_way:
+        for placed in self._place(self._view, wanted, asked):
+            if placed.stage in under_way:
                 continue
+            placement = self._rehearsed_first(placed)
             under_way.add(placement.stage)
             self._pending[placement.taker, placement.stage] = (placement, now)
             order = _order_of(placement, record, signed, term)
             effects.append(Send(placement.taker, Message(order)))
         return effects
+
+    def _rehearsed_first(self, placement: Placement) -> Placement:
+        """What is not urgent is tried while the cell goes on, before it waits for it."""
+        if not placement.rehearse:
+            return placement
+        if (placement.taker, placement.stage) in self._rehearsed:
+            return replace(placement, rehearse=False)
+        return replace(placement, same_state=False)
 
     def placeable(self, record: CellRecord, now: float) -> set[int]:
         """Stages of a roster that could be had from somewhere, were they ordered now."""
@@ -162,19 +175,26 @@ class Appointments:
 
     def _expire(self, now: float) -> None:
         for key, (placement, since) in list(self._pending.items()):
-            if now - since >= (PAUSE_LIMIT_S if placement.same_state else ORDER_LIMIT_S):
+            if now - since >= (self._pause_s(key) if placement.same_state else ORDER_LIMIT_S):
                 self._refuse(key, now)
 
     def _refuse(self, key: tuple[NodeId, int], now: float) -> None:
-        placement, _ = self._pending.pop(key)
-        self._asking.refused(key[0], now)
+        placement, since = self._pending.pop(key)
+        paused_s = now - since if placement.same_state else 0.0
+        self._rehearsed.pop(key, None)
+        self._asking.refused(key[0], now, paused_s=paused_s)
         if placement.stage in self._lost:
             self._asking.failed(placement.stage, placement.how)
 
     def waits_until(self) -> float | None:
         """Until when the cell pauses for takers that need exactly this slot's state, if it must."""
-        since = [at for placement, at in self._pending.values() if placement.same_state]
-        return min(since) + PAUSE_LIMIT_S if since else None
+        pending = self._pending.items()
+        return min((at + self._pause_s(key) for key, (p, at) in pending if p.same_state), default=None)
+
+    def _pause_s(self, key: tuple[NodeId, int]) -> float:
+        """How long the cell waits for this taker: hardly longer than it needed when nobody waited."""
+        needed_s = self._rehearsed.get(key)
+        return PAUSE_LIMIT_S if needed_s is None else _pause_for(needed_s)
 
     # -- answers ----------------------------------------------------------------------------
 
@@ -187,6 +207,8 @@ class Appointments:
         if not body.ok:
             self._refuse(key, now)
             return [Noted("dropped", {"what": f"order for stage {body.stage}", "why": body.reason})]
+        if placement.rehearse:
+            return self._rehearsal_over(key, now - since, now)
         del self._pending[key]
         if placement.same_state and body.slot != record.slot:
             return []
@@ -198,6 +220,16 @@ class Appointments:
             return []
         fields = {"stage": body.stage, "how": placement.how, "seconds": round(now - since, 3)}
         return [Noted("placed", fields | {"node": peer[:12], "reason": placement.reason})]
+
+    def _rehearsal_over(self, key: tuple[NodeId, int], needed_s: float, now: float) -> list[Effect]:
+        """A newcomer could fetch the stage's state in this time; if it is short, the cell will wait."""
+        if _pause_for(needed_s) > PAUSE_MAX_S:
+            self._refuse(key, now)
+            why = f"fetching took {needed_s:.0f} s, too long for a cell to wait"
+            return [Noted("dropped", {"what": f"newcomer for stage {key[1]}", "why": why})]
+        del self._pending[key]
+        self._rehearsed[key] = needed_s
+        return []
 
     @property
     def newcomers(self) -> tuple[NodeId, ...]:
@@ -230,10 +262,21 @@ class Appointments:
         named = {(NodeId(n), s) for s, row in enumerate(record.roster) for n in row}
         for node, _ in self._ready.keys() & named:
             self._asking.took(node)
+        for key, taken in self._ready.items():
+            if key not in named and taken.placement.same_state:
+                # It took the state and was left out: its link or device is too slow for this cell.
+                self._asking.refused(key[0], now, paused_s=taken.at - taken.since)
+                self._rehearsed.pop(key, None)
+        self._rehearsed = {k: v for k, v in self._rehearsed.items() if k not in named}
         self._ready = {k: t for k, t in self._ready.items() if k not in named and not t.placement.same_state}
         self._absent &= named
         self._pending = {k: v for k, v in self._pending.items() if not v[0].same_state}
         self._note_losses(record, now)
+
+
+def _pause_for(needed_s: float) -> float:
+    """Half as long again as a fetch took, and a little for small ones."""
+    return 5.0 + 1.5 * needed_s
 
 
 def _order_of(placement: Placement, record: CellRecord, signed: Signed, term: int) -> Restore:
@@ -245,6 +288,7 @@ def _order_of(placement: Placement, record: CellRecord, signed: Signed, term: in
         how=placement.how,
         donors=placement.donors,
         same_state=placement.same_state,
+        rehearsal=placement.rehearse,
         neighbours=placement.neighbours,
         decided=signed,
         reason=placement.reason[:200],

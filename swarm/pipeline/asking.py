@@ -17,6 +17,8 @@ REFUSED_S, REFUSED_MAX_S = 20.0, 3600.0
 
 A cell pauses for a taker, so whoever never takes anything must cost it ever fewer pauses.
 """
+PAUSES_APART = 20.0
+"""After a pause in vain at least so many times its length passes before the next: a twentieth is lost."""
 PASSED_OVER_S = 60.0
 """A standby that nobody took for so long is any cell's: the one it should join may be an invention."""
 
@@ -37,10 +39,11 @@ class Asking:
         self._refusals = {n: times for n, times in self._refusals.items() if n in view.members}
         self._until = {n: until for n, until in self._until.items() if n in view.members}
 
-    def refused(self, node: NodeId, now: float) -> None:
-        """A node could not take what it was ordered to, or never said."""
+    def refused(self, node: NodeId, now: float, *, paused_s: float = 0.0) -> None:
+        """A node could not take what it was ordered to, or never said. paused_s: what its cell waited."""
         self._refusals[node] = times = self._refusals.get(node, 0) + 1
-        self._until[node] = now + min(REFUSED_MAX_S, REFUSED_S * 2.0 ** min(times - 1, 10))
+        doubled_s = min(REFUSED_MAX_S, REFUSED_S * 2.0 ** min(times - 1, 10))
+        self._until[node] = now + max(doubled_s, PAUSES_APART * paused_s)
 
     def took(self, node: NodeId) -> None:
         """A roster names what this node has taken."""

@@ -148,6 +148,7 @@ class Orders:
                     same_state=True,
                     reason=reason,
                     replaces=replaces,
+                    rehearse=True,
                 ),
             )
         return ()

@@ -21,6 +21,7 @@ class Placement:
         exactly their state. replaces: the node that gives the stage up to the taker.
     gives_up: stages of the taker that others hold too, which it drops for this one.
     neighbours: the stages that CheckFree rebuilds from.
+    rehearse: it is not urgent, so before the cell waits the taker shows how long it needs.
     """
 
     taker: NodeId
@@ -32,6 +33,7 @@ class Placement:
     replaces: NodeId | None = None
     gives_up: tuple[int, ...] = ()
     neighbours: tuple[int, ...] = ()
+    rehearse: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
 """Suspicion keeps, death gives away, and every loss is told once."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from swarm.events import Noted
 from swarm.gossip.view import Facts, Member, MemberRecord, Status, View
-from swarm.messages import CellRecord, Ready, Roster
-from swarm.pipeline.appointments import PAUSE_LIMIT_S, Appointments
-from swarm.pipeline.asking import PASSED_OVER_S, REFUSED_S, Asking
+from swarm.messages import CellRecord, Ready, Restore, Roster
+from swarm.pipeline.appointments import PAUSE_LIMIT_S, PAUSE_MAX_S, Appointments
+from swarm.pipeline.asking import PASSED_OVER_S, PAUSES_APART, REFUSED_S, Asking
 from swarm.planning.placement import Asked, Placement
-from transport.machine import NodeId
+from transport.machine import NodeId, Send
 from transport.wire import Signed
 
 A, B, C, D = (NodeId(letter * 64) for letter in "abcd")
@@ -244,3 +245,52 @@ def test_a_new_leader_does_not_invent_where_a_stage_came_back_from() -> None:
     (noted,) = appointments.recoveries(record(2, ((A,), (C,))), 3.0)
     assert isinstance(noted, Noted)
     assert noted.fields["how"] == "unknown" and noted.fields["seconds"] == 2.0
+
+
+def newcomer() -> Placement:
+    return replace(restore(1, same_state=True), rehearse=True)
+
+
+def test_a_cell_waits_for_a_newcomer_only_after_it_has_shown_how_long_it_needs() -> None:
+    appointments = made(newcomer())
+    last = record(1, ROSTER)
+    (first,) = appointments.order(last, SIGNED, 1, ROSTER, 0.0)
+    assert isinstance(first, Send) and isinstance(first.message.body, Restore)
+    assert first.message.body.rehearsal and not first.message.body.same_state
+    assert appointments.waits_until() is None
+    appointments.decided(record(2, ROSTER), 10.0)
+    assert appointments.order(record(2, ROSTER), SIGNED, 1, ROSTER, 10.0) == []  # still at it
+    assert appointments.answered(C, ready(), record(2, ROSTER), 100.0) == []
+    assert appointments.newcomers == ()
+    (again,) = appointments.order(record(2, ROSTER), SIGNED, 1, ROSTER, 101.0)
+    assert isinstance(again, Send) and isinstance(again.message.body, Restore)
+    assert again.message.body.same_state and not again.message.body.rehearsal
+    assert appointments.waits_until() == 101.0 + 5.0 + 1.5 * 100.0
+    appointments.answered(C, ready(slot=2), record(2, ROSTER), 200.0)
+    assert appointments.newcomers == (C,)
+
+
+def test_a_newcomer_whose_fetch_takes_too_long_costs_no_pause() -> None:
+    appointments = made(newcomer())
+    last = record(1, ROSTER)
+    appointments.order(last, SIGNED, 1, ROSTER, 0.0)
+    (noted,) = appointments.answered(C, ready(), last, PAUSE_MAX_S - 1.0)
+    assert isinstance(noted, Noted) and "too long" in str(noted.fields["why"])
+    assert appointments.order(last, SIGNED, 1, ROSTER, PAUSE_MAX_S) == []
+    assert appointments.waits_until() is None
+
+
+def test_a_pause_in_vain_is_paid_for_by_many_times_its_length_without_one() -> None:
+    appointments = made(newcomer())
+    last = record(1, ROSTER)
+    appointments.order(last, SIGNED, 1, ROSTER, 0.0)
+    appointments.answered(C, ready(), last, 10.0)
+    appointments.order(last, SIGNED, 1, ROSTER, 10.0)
+    until = appointments.waits_until()
+    assert until == 10.0 + 20.0
+    apart = PAUSES_APART * 20.0
+    assert appointments.order(last, SIGNED, 1, ROSTER, until) == []
+    assert appointments.order(last, SIGNED, 1, ROSTER, until + apart - 1.0) == []
+    (first,) = appointments.order(last, SIGNED, 1, ROSTER, until + apart + 1.0)
+    assert isinstance(first, Send) and isinstance(first.message.body, Restore)
+    assert first.message.body.rehearsal  # it has to show it again
