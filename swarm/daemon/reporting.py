@@ -51,9 +51,15 @@ def facts_of(trainer: Trainer, me: NodeId, job: Job, facts: Facts) -> Facts:
 
 def stuck(trainer: Trainer | None) -> str:
     """Why a member of a cell does not train, empty if it does. One sentence."""
-    if trainer is None or trainer.leader.phase != "querying":
+    if trainer is None or trainer.leader.phase == "done":
         return ""
-    return f"no majority of cell {trainer.cell} answers, and without them it lacks stages: it asks again"
+    if trainer.leader.phase == "querying":
+        return f"no majority of cell {trainer.cell} answers, and without them it lacks stages: it asks again"
+    ends, *body = ([n for n in row if n not in trainer.flow.avoid] for row in trainer.record.roster)
+    if ends and (not body or any(body)):
+        return ""
+    lost = "any stage of the body" if ends else "the ends"
+    return f"nobody in cell {trainer.cell} holds {lost}: it waits for a holder, a copy or a checkpoint"
 
 
 def known_loss(record: CellRecord) -> bool:

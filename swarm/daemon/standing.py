@@ -271,7 +271,11 @@ class Standing:
         """
         half, record = self._half, trainer.record
         ahead = record.iteration + BEHIND_ITERATIONS
-        others = [m for m in half.view.cell(trainer.cell) if m.facts.iteration >= ahead and m.facts.stages]
+        others = [
+            member
+            for member in half.view.cell(trainer.cell)
+            if member.facts.stages and (member.facts.iteration >= ahead or _has_ended(member, record))
+        ]
         if not others or now < self._ask_at:
             return
         self._ask_at = now + ASK_EVERY_S
@@ -327,3 +331,8 @@ class Standing:
         holds = half.trainer is not None and half.trainer.computing.stages
         if not holds and not stages_of(record.roster, half.setup.me):
             half.leave_cell()
+
+
+def _has_ended(member: Member, record: CellRecord) -> bool:
+    """Whether a member has finished the cell beyond this record: it will never be further ahead."""
+    return member.facts.state == "finished" and member.facts.iteration > record.iteration

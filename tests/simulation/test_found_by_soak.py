@@ -1,9 +1,13 @@
 """What a soak of many seeds found, each as the smallest world that shows it."""
 
-from small_worlds import play, script, small_job
+import asyncio
+
+from small_worlds import fault, play, script, small_job
 
 from swarm.lab.soak import TINY
+from swarm.lab.soaking import SoakOptions, play_seed
 from swarm.lab.wiretap import Wiretap
+from swarm.lab.world import World
 from swarm.messages import Plan, PlannedMicrobatch
 
 
@@ -78,3 +82,24 @@ def test_a_node_that_came_back_before_everybody_else_finds_them_at_their_new_add
     assert played.outcome.broken == ()
     everyone = played.world.processes
     assert {one.view.status(other.node) for one in everyone for other in everyone} == {"alive"}
+
+
+def test_who_waits_for_a_stage_that_nobody_has_says_so() -> None:
+    """Seed 203: with every holder of the body gone and no checkpoint, the survivor's status was silent."""
+    said: list[str] = []
+
+    async def look(world: World) -> None:
+        await asyncio.sleep(60)
+        nodes = [node for node in world.nodes if node.trainer is not None]
+        said.extend(node.gossip.snapshot().progress.waiting_for for node in nodes if node.gossip)
+
+    job = small_job(nodes=4, cells=1, stages=2, iterations=40)
+    gone = fault("crash", "holders:1", at_s=3)
+    play(job, gone, until_s=62, model=TINY, flops_per_s=1e6, meddle=look)
+    assert all(said)
+    assert any("holds any stage of the body: it waits for a holder" in why for why in said)
+
+
+def test_who_missed_the_last_record_of_a_cell_is_told_that_it_has_ended() -> None:
+    """Seed 216: it waited to be three iterations behind before it asked, and the job had no more of them."""
+    assert play_seed(216, SoakOptions())["finished"]
