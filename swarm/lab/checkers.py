@@ -106,12 +106,17 @@ def nobody_stays_buried(world: World) -> Iterator[str]:
 
 
 def views_show_what_was_signed(world: World) -> Iterator[str]:
-    """Nobody shows a record that is newer than its owner's own, or another one of the same version."""
+    """Nobody shows a record that is newer than its owner's own, or another one of the same version.
+
+    Unless an earlier life of the owner signed it, which the present one will outdo.
+    """
     own = {p.node: p.view.members.get(p.node) for p in world.processes if p.running}
+    before = {p.node: p.signed_before for p in world.processes}
     for process in world.live():
         for node, member in process.view.members.items():
             mine = own.get(node)
-            if mine is None or member.record.version < mine.record.version:
+            version = member.record.version
+            if mine is None or version < mine.record.version or version <= before[node]:
                 continue
             if member.record != mine.record:
                 yield f"{process.node[:12]} shows a record of {node[:12]} that it never signed"

@@ -107,7 +107,10 @@ class HeardBridge:
 
 @dataclass(slots=True, kw_only=True)
 class SimProcess(ABC):
-    """One identity with its disk, and at most one life at a time. skew_s: how wrong its clock is."""
+    """One identity with its disk, and at most one life at a time.
+
+    skew_s: how wrong its clock is. signed_before: version of the newest record of its earlier lives.
+    """
 
     ground: Ground
     identity: Identity
@@ -119,6 +122,7 @@ class SimProcess(ABC):
     role: Role = "worker"
     gossip: GossipHalf | None = None
     links: tuple[SimLink, ...] = ()
+    signed_before: tuple[int, int] = (0, 0)
     _life: asyncio.Task[None] | None = None
 
     @property
@@ -181,6 +185,8 @@ class SimProcess(ABC):
 
     def _setup(self, gossip: SimLink, work: SimLink) -> GossipSetup:
         self.directory.mkdir(parents=True, exist_ok=True)
+        if self.node in self.view.members:
+            self.signed_before = max(self.signed_before, self.view.members[self.node].record.version)
         return GossipSetup.for_member(
             self.identity,
             self.certificate,

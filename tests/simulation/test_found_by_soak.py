@@ -103,3 +103,9 @@ def test_who_waits_for_a_stage_that_nobody_has_says_so() -> None:
 def test_who_missed_the_last_record_of_a_cell_is_told_that_it_has_ended() -> None:
     """Seed 216: it waited to be three iterations behind before it asked, and the job had no more of them."""
     assert play_seed(216, SoakOptions())["finished"]
+
+
+def test_what_an_earlier_life_signed_is_not_held_to_be_forged() -> None:
+    """Seed 304: a node killed just after it had refuted came back with an incarnation it had used."""
+    found = play_seed(304, SoakOptions())
+    assert not found["broken"], found["broken"]
