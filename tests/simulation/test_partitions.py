@@ -8,7 +8,7 @@ SLOW = 1e8
 """Floating point operations per second of a node that takes seconds for an iteration."""
 HALVES = """
 [[fault]]
-at_iteration = 4
+at_iteration = 6
 kind = "partition"
 groups = [["node:0", "node:1"], ["node:2", "node:3", "node:4", "coordinator"]]
 for_s = 60
