@@ -19,7 +19,7 @@ from swarm.lab.plot import check_plot, plot_run
 from swarm.lab.recipes import simulated_job
 from swarm.lab.regions import load_regions
 from swarm.lab.trace import load_trace, replay
-from swarm.lab.world import Outcome, WorldOptions, run_world
+from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions, run_world
 
 NODES = 20
 """Of the demo recipe, if nobody says how many."""
@@ -74,10 +74,17 @@ def _replay(options: SimulateOptions, outcome: Outcome) -> dict[str, Any]:
     if options.churn or options.trace is not None:
         found["speed_up"] = options.speed_up
     if outcome.broken:
-        # The world was looked at a second before it was found broken, and lived on for one more.
-        found["whole_until_s"] = max(1.0, round(outcome.seconds - 2.0, 3))
+        found["whole_until_s"] = whole_until_s(outcome.seconds)
         found["last"] = [e.line() for e in outcome.events if e.kind != "progress"][-LAST_EVENTS:]
     return found
+
+
+def whole_until_s(ended_s: float) -> float:
+    """Until when to play a world that was found broken, so that it ends at the last look that found nothing.
+
+    It was looked at every second; it lived on for a second after it broke, as it does after any end.
+    """
+    return max(1.0, round(ended_s - 2 * CHECK_S - END_S - CHECK_S / 2, 3))
 
 
 def _world(options: SimulateOptions) -> WorldOptions:

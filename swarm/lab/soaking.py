@@ -17,12 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swarm.lab.simulate import LAST_EVENTS, write_run
+from swarm.lab.simulate import LAST_EVENTS, whole_until_s, write_run
 from swarm.lab.soak import CLASSES, Scenario, draw, play
 from swarm.lab.world import Outcome
-
-BEFORE_S = 1.0
-"""A world is looked at every virtual second: so much earlier, what broke was not broken yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +84,7 @@ def result(seed: int, scenario: Scenario, outcome: Outcome, cpu_s: float) -> dic
 
 def render(found: dict[str, Any], classes: Sequence[str] = ()) -> str:
     """A seed that broke, for a person: the sentences, the last events, and how to play it again."""
-    until = max(1.0, found["virtual_s"] - 2 * BEFORE_S)
+    until = whole_until_s(found["virtual_s"])
     only = f" --classes {','.join(classes)}" if classes else ""
     lines = [
         f"seed {found['seed']} broke at {found['virtual_s']} virtual seconds ({', '.join(found['classes'])}):"

@@ -70,7 +70,7 @@ def test_a_broken_seed_is_told_with_its_sentence_its_events_and_how_to_play_it_a
     text = render(found, ("pause",))
     assert "two records (at 29.3 s)" in text
     assert '{"event":"fault"}' in text
-    assert "scripts/soak --seeds 1 --first 5 --classes pause --until 28.3" in text
+    assert "scripts/soak --seeds 1 --first 5 --classes pause --until 26.8" in text
 
 
 def test_playing_until_just_before_stops_there_and_writes_the_events(tmp_path: Path) -> None:
