@@ -2,8 +2,11 @@
 
 import asyncio
 
+import pytest
 from small_worlds import fault, play, script, small_job
 
+from swarm.lab.sim_node import virtual_now
+from swarm.lab.simulate import whole_until_s
 from swarm.lab.soak import TINY
 from swarm.lab.soaking import SoakOptions, play_seed
 from swarm.lab.wiretap import Wiretap
@@ -109,3 +112,18 @@ def test_what_an_earlier_life_signed_is_not_held_to_be_forged() -> None:
     """Seed 304: a node killed just after it had refuted came back with an incarnation it had used."""
     found = play_seed(304, SoakOptions())
     assert not found["broken"], found["broken"]
+
+
+@pytest.mark.parametrize("breaks_s", [5.0, 6.3, 7.7])
+def test_what_is_printed_replays_a_world_to_its_last_whole_look(
+    breaks_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It played on for a second after its end, and found the same thing broken again."""
+    bad = lambda world: ["broken"] if virtual_now() >= breaks_s else []  # noqa: E731
+    monkeypatch.setattr("swarm.lab.world.CHECKERS", (bad,))
+    job = small_job(nodes=2, cells=1, stages=1, iterations=40)
+    first = play(job, model=TINY, flops_per_s=1e6).outcome
+    again = play(job, model=TINY, flops_per_s=1e6, until_s=whole_until_s(first.seconds)).outcome
+    assert first.broken
+    assert not again.broken
+    assert breaks_s - 1.01 <= again.seconds < breaks_s
