@@ -196,10 +196,7 @@ class Membership:
         return [know, updated(row), *self._spreading.greet(row)]
 
     def _outdo(self, record: MemberRecord, now: float) -> Sequence[Effect]:
-        """An earlier start of this node may have left a newer record behind, or one just as new.
-
-        Only starts are written to disk: that life may have refuted its way to this one's incarnation.
-        """
+        """An earlier life may have left a newer record, or, having refuted, another of this version."""
         if record.version < self.own.record.version or record == self.own.record:
             return []
         return self._renew(now, beyond=record.incarnation)
