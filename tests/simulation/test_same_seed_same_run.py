@@ -89,7 +89,7 @@ KINDS = (
     "cut",
     "noise",
 )
-CHURN = ("--churn", "60", "--speed-up", "20")
+CHURN = ("--churn", "60", "--speed-up", "40")
 
 
 def simulate(directory: Path, *, seed: int, hash_seed: int) -> tuple[bytes, dict[str, object]]:
@@ -109,7 +109,7 @@ def simulate(directory: Path, *, seed: int, hash_seed: int) -> tuple[bytes, dict
 
 @pytest.fixture
 def job_directory(tmp_path: Path) -> Path:
-    job = small_job(nodes=4, cells=1, stages=2, iterations=12)
+    job = small_job(nodes=4, cells=1, stages=2, iterations=16)
     (tmp_path / "job.toml").write_text(dump_job(job))
     (tmp_path / "faults.toml").write_text(FAULTS)
     return tmp_path
@@ -122,7 +122,7 @@ def test_two_processes_write_the_same_bytes_and_another_seed_writes_others(job_d
     assert first == second
     assert first != other
     assert found["finished"]
-    assert found["iterations"] == 12
+    assert found["iterations"] == 16
     assert len(found["killed"]) > 1  # type: ignore[arg-type]
     done = {json.loads(line).get("what") for line in first.splitlines() if b'"event":"fault"' in line}
     assert set(KINDS) <= done, set(KINDS) - done
