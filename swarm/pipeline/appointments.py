@@ -268,10 +268,20 @@ class Appointments:
                 self._asking.refused(key[0], now, paused_s=taken.at - taken.since)
                 self._rehearsed.pop(key, None)
         self._rehearsed = {k: v for k, v in self._rehearsed.items() if k not in named}
-        self._ready = {k: t for k, t in self._ready.items() if k not in named and not t.placement.same_state}
+        ready = {k: t for k, t in self._ready.items() if k not in named}
+        self._ready = {k: t for k, t in ready.items() if _still_wanted(t.placement, record)}
         self._absent &= named
-        self._pending = {k: v for k, v in self._pending.items() if not v[0].same_state}
+        self._pending = {k: v for k, v in self._pending.items() if _still_wanted(v[0], record)}
         self._note_losses(record, now)
+
+
+def _still_wanted(placement: Placement, record: CellRecord) -> bool:
+    """Whether what was ordered before this record can be of use after it.
+
+    What was rebuilt is nobody else's state: once a record, perhaps of another leadership, gives
+    the stage a holder, there is one state of it, and a taker has to have exactly that.
+    """
+    return placement.rehearse or not (placement.same_state or record.roster[placement.stage])
 
 
 def _pause_for(needed_s: float) -> float:

@@ -169,6 +169,36 @@ def test_a_newcomer_survives_an_iteration_that_was_abandoned() -> None:
     assert appointments.next_roster(ROSTER) == ((A,), (B, C))
 
 
+@pytest.mark.parametrize("answered_before", [True, False])
+def test_a_rebuilt_state_is_void_once_another_leadership_gave_the_stage_a_holder(
+    answered_before: bool,
+) -> None:
+    """Named beside that holder, its taker would train on other weights under the same name."""
+    appointments = made(restore(1))
+    lost: Roster = ((A,), ())
+    appointments.observe(view(b="dead"), record(1, ROSTER), 0.0)
+    appointments.order(record(1, ROSTER), SIGNED, 1, lost, 1.0)
+    if answered_before:
+        appointments.answered(C, ready(), record(1, ROSTER), 2.0)
+        assert appointments.next_roster(ROSTER) == ((A,), (C,))
+    elsewhere = record(2, ((A,), (D,)))
+    appointments.decided(elsewhere, 3.0)
+    appointments.answered(C, ready(), elsewhere, 4.0)
+    assert appointments.next_roster(elsewhere.roster) == ((A,), (D,))
+    assert appointments.newcomers == ()
+
+
+def test_a_rebuilt_state_counts_however_many_records_name_no_holder_of_its_stage() -> None:
+    appointments = made(restore(1))
+    lost: Roster = ((A,), ())
+    appointments.observe(view(b="dead"), record(1, ROSTER), 0.0)
+    appointments.order(record(1, ROSTER), SIGNED, 1, lost, 1.0)
+    appointments.decided(record(2, lost), 2.0)
+    appointments.answered(C, ready(), record(2, lost), 3.0)
+    appointments.decided(record(3, lost), 4.0)
+    assert appointments.next_roster(lost) == ((A,), (C,))
+
+
 def test_a_state_of_another_slot_is_not_taken_for_the_same() -> None:
     appointments = made(restore(1, same_state=True))
     last = record(1, ROSTER)
