@@ -223,8 +223,10 @@ class GossipHalf:
 
     def _why_done(self) -> str:
         """Why there is nothing left to train, empty if there is."""
-        workers = [m for m in self.view.live() if m.facts.state != "stuck"]
-        if workers and all(m.facts.state == "finished" for m in workers):
+        live = self.view.live()
+        # Who is in no cell has nothing to finish: a standby, one that came back too late, one that hangs.
+        training = [m for m in live if m.facts.cell and m.facts.state != "finished"]
+        if not training and any(m.facts.state == "finished" for m in live):
             return "the job is finished"
         members = self.view.members.values()
         others = [m for m in members if m.record.role == "worker" and m.node != self.setup.record.node]

@@ -296,7 +296,8 @@ class Standing:
         others = [m.facts.iteration for m in half.view.cell(trainer.cell) if m.node in named]
         newest = usual(others) if others else None
         if self._unplaced_at is None:
-            self._unplaced_at = newest
+            # Facts come after the records: where iterations are quick they are some of them behind.
+            self._unplaced_at = None if newest is None else max(newest, trainer.record.iteration)
         elif newest is None or newest >= self._unplaced_at + UNPLACED_ITERATIONS:
             reason = f"cell {trainer.cell} went on without naming this node"
             self.give_up_cell(reason)

@@ -19,6 +19,9 @@ from transport.wire import Message, Signed
 
 ORDER_LIMIT_S = 300.0
 """An order that was not answered by then was lost; a large state over a thin link takes minutes."""
+PASSED_OVER_MAX = 2
+"""Records without a taker that was ready, after which it is not planned with. One is decided without
+it if it gets ready in the middle of a slot, or if a slot was abandoned for another's sake."""
 PAUSE_LIMIT_S = 60.0
 """How long a cell waits at one slot for a taker of what a leaver holds to have exactly its state."""
 PAUSE_MAX_S = 300.0
@@ -27,11 +30,15 @@ PAUSE_MAX_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A stage that its taker has: by which order, and when it was ready."""
+    """A stage that its taker has: by which order, and when it was ready.
+
+    passed_over: records decided since that do not name it.
+    """
 
     placement: Placement
     at: float
     since: float
+    passed_over: int = 0
 
 
 class Appointments:
@@ -268,8 +275,16 @@ class Appointments:
                 self._asking.refused(key[0], now, paused_s=taken.at - taken.since)
                 self._rehearsed.pop(key, None)
         self._rehearsed = {k: v for k, v in self._rehearsed.items() if k not in named}
-        ready = {k: t for k, t in self._ready.items() if k not in named}
-        self._ready = {k: t for k, t in ready.items() if _still_wanted(t.placement, record)}
+        ready = {
+            key: replace(taken, passed_over=taken.passed_over + 1)
+            for key, taken in self._ready.items()
+            if key not in named and _still_wanted(taken.placement, record)
+        }
+        for key in [key for key, taken in ready.items() if taken.passed_over >= PASSED_OVER_MAX]:
+            # It was ready, and nothing came through it: it may have gone again, unheard.
+            self._asking.refused(key[0], now, paused_s=0.0)
+            del ready[key]
+        self._ready = ready
         self._absent &= named
         self._pending = {k: v for k, v in self._pending.items() if _still_wanted(v[0], record)}
         self._note_losses(record, now)

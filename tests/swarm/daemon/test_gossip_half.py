@@ -223,14 +223,28 @@ def test_who_was_revoked_is_told_to_go(simulate: Callable[[Scene], None]) -> Non
 def test_a_finished_swarm_goes_home(simulate: Callable[[Scene], None]) -> None:
     async def scene(table: Table) -> None:
         coordinator, *workers = await table.meet(3)
+        workers[0].bridge.send(FactsChanged(facts=Facts(cell="c1", state="training")))
         for worker in workers[1:]:
-            worker.bridge.send(FactsChanged(facts=Facts(state="finished")))
+            worker.bridge.send(FactsChanged(facts=Facts(cell="c0", state="finished")))
         await asyncio.sleep(30.0)
         assert not [worker for worker in workers if await worker.heard(Stop)]
         workers[0].bridge.send(FactsChanged(facts=Facts(state="finished")))
         for worker in workers:
             assert (await worker.hears(Stop)).reason == "the job is finished"
         assert not await coordinator.heard(Stop, within_s=20.0)
+
+    simulate(scene)
+
+
+def test_one_that_came_too_late_to_train_keeps_nobody_from_going_home(
+    simulate: Callable[[Scene], None],
+) -> None:
+    async def scene(table: Table) -> None:
+        _, *workers = await table.meet(3)
+        for worker in workers[1:]:
+            worker.bridge.send(FactsChanged(facts=Facts(cell="c0", state="finished")))
+        for worker in workers:
+            assert (await worker.hears(Stop)).reason == "the job is finished"
 
     simulate(scene)
 
@@ -242,6 +256,7 @@ def test_who_returns_after_the_others_finished_and_cannot_go_on_alone_goes_home(
 
     async def scene(table: Table) -> None:
         _, returned, other = await table.meet(2)
+        returned.bridge.send(FactsChanged(facts=Facts(cell="c0", state="training")))
         returned.bridge.send(Progress(waiting_for="a majority"))
         other.bridge.send(FactsChanged(facts=Facts(state="finished")))
         await asyncio.sleep(30.0)
@@ -255,7 +270,7 @@ def test_who_returns_after_the_others_finished_and_cannot_go_on_alone_goes_home(
 def test_who_can_go_on_alone_does(simulate: Callable[[Scene], None]) -> None:
     async def scene(table: Table) -> None:
         _, returned, other = await table.meet(2)
-        returned.bridge.send(FactsChanged(facts=Facts(state="training")))
+        returned.bridge.send(FactsChanged(facts=Facts(cell="c0", state="training")))
         other.bridge.send(FactsChanged(facts=Facts(state="finished")))
         await asyncio.sleep(1.0)
         other.bridge.send(Left(reason="the job is finished"))

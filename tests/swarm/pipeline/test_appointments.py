@@ -8,7 +8,7 @@ import pytest
 from swarm.events import Noted
 from swarm.gossip.view import Facts, Member, MemberRecord, Status, View
 from swarm.messages import CellRecord, Ready, Restore, Roster
-from swarm.pipeline.appointments import PAUSE_LIMIT_S, PAUSE_MAX_S, Appointments
+from swarm.pipeline.appointments import PASSED_OVER_MAX, PAUSE_LIMIT_S, PAUSE_MAX_S, Appointments
 from swarm.pipeline.asking import PASSED_OVER_S, PAUSES_APART, REFUSED_S, Asking
 from swarm.planning.placement import Asked, Placement
 from transport.machine import NodeId, Send
@@ -324,3 +324,16 @@ def test_a_pause_in_vain_is_paid_for_by_many_times_its_length_without_one() -> N
     (first,) = appointments.order(last, SIGNED, 1, ROSTER, until + apart + 1.0)
     assert isinstance(first, Send) and isinstance(first.message.body, Restore)
     assert first.message.body.rehearsal  # it has to show it again
+
+
+def test_a_taker_that_is_ready_and_takes_no_part_is_not_planned_with_for_ever() -> None:
+    """Each plan with it was abandoned: it had given the cell up, and nobody had heard of it."""
+    lost: Roster = ((A,), ())
+    appointments = made(restore(1))
+    appointments.order(record(1, lost), SIGNED, 1, lost, 0.0)
+    appointments.answered(C, ready(), record(1, lost), 1.0)
+    for slot in range(1, 1 + PASSED_OVER_MAX):
+        assert appointments.next_roster(lost) == ((A,), (C,))
+        appointments.decided(record(slot + 1, lost), 2.0)
+    assert appointments.next_roster(lost) == lost
+    assert appointments.order(record(9, lost), SIGNED, 1, lost, 3.0) == [], "nor asked again at once"
