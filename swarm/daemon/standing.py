@@ -18,7 +18,7 @@ from swarm.messages import CellRecord, Ready, Restore, Stale
 from swarm.pipeline.records import read_record, stages_of
 from swarm.pipeline.stage import Stage
 from swarm.pipeline.trainer import Trainer
-from swarm.planning.cells import cell_to_copy, choose_cell, usual
+from swarm.planning.cells import cell_to_copy, choose_cell, usual, went_on_as
 from transport.files import write_private
 from transport.machine import NodeId, Send
 from transport.wire import Message, Signed, WireError
@@ -33,6 +33,8 @@ RETRY_S = 3.0
 BEHIND_ITERATIONS = 3
 """How far ahead a node must see its cell before it asks what it missed."""
 ASK_EVERY_S = 1.0
+LEFT_BEHIND_S = 5.0
+"""How long members must have gone on under another name: a record that names this node may be on its way."""
 UNPLACED_ITERATIONS = 3
 """Iterations of a cell after which a taker that no roster names is nobody's any more."""
 
@@ -50,6 +52,7 @@ class Standing:
         self._unplaced_at: int | None = None
         self._later: dict[int, tuple[NodeId, Restore]] = {}
         self._retry_at = self._ask_at = 0.0
+        self._left_behind_at: float | None = None
         self._asked = 0
         self._why = "the job has not begun: the coordinator waits for more nodes"
 
@@ -90,11 +93,12 @@ class Standing:
         later, self._later = self._later, {}
         for leader, order in later.values():
             self.ordered(leader, order, now)
-        if half.trainer is None:
-            self._unplaced_at = None
+        if (trainer := half.trainer) is None:
+            self._unplaced_at = self._left_behind_at = None
         else:
-            self._ask_if_behind(half.trainer, now)
-            self._leave_if_unplaced(half.trainer)
+            self._ask_if_behind(trainer, now)
+            self._leave_if_unplaced(trainer)
+            self._leave_if_left_behind(trainer, now)
         if half.trainer is not None or self._founding is not None or half.restoring.busy:
             return
         if now < self._retry_at:
@@ -301,6 +305,14 @@ class Standing:
         elif newest is None or newest >= self._unplaced_at + UNPLACED_ITERATIONS:
             reason = f"cell {trainer.cell} went on without naming this node"
             self.give_up_cell(reason)
+
+    def _leave_if_left_behind(self, trainer: Trainer, now: float) -> None:
+        """Whoever slept while the others founded a cell without it waits for them in vain."""
+        name = went_on_as(self._half.view, trainer.record, self._half.setup.me)
+        if not name or self._left_behind_at is None:
+            self._left_behind_at = now if name else None
+        elif now >= self._left_behind_at + LEFT_BEHIND_S:
+            self.give_up_cell(f"cell {trainer.cell} went on as {name} without this node")
 
     def give_up_cell(self, reason: str) -> None:
         """Hold nothing any more; as a standby this node may be of use."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from swarm.gossip.view import Member, View
 from swarm.job import Job
-from swarm.messages import Roster
+from swarm.messages import CellRecord, Roster, origin_of
 from transport.machine import NodeId
 
 
@@ -177,6 +177,30 @@ def cell_to_copy(view: View, job: Job) -> tuple[Member, ...]:
     large = [members for members in cells if 2 * len(members) > largest]
     large.sort(key=lambda members: usual(m.facts.iteration for m in members))
     return large[(len(large) - 1) // 2] if large else ()
+
+
+def went_on_as(view: View, record: CellRecord, node: NodeId) -> str:
+    """The cell that this one has become without `node`, a member of its last record; empty if none.
+
+    Half of that record's members say that they went on under one later name, so no majority of this
+    cell will ever be again; and what `node` holds is held there, so nothing is lost with it.
+    """
+    members = {holder for row in record.roster for holder in row}
+    mine = {stage for stage, row in enumerate(record.roster) if node in row}
+    for name in view.cells():
+        there = view.cell(name)
+        gone = members.intersection(member.node for member in there) - {node}
+        held = {stage for member in there for stage in member.facts.stages}
+        if mine and mine <= held and 2 * len(gone) >= len(members) and _founded_after(name, record):
+            return name
+    return ""
+
+
+def _founded_after(name: str, record: CellRecord) -> bool:
+    """Whether survivors took this name at the record's slot or later: see `Election.remainder`."""
+    slot = name.rpartition(".")[2]
+    kin = name != record.cell and origin_of(name) == origin_of(record.cell)
+    return kin and "~" in name and slot.isdecimal() and int(slot) >= record.slot
 
 
 def usual(counts: Iterable[int]) -> int:

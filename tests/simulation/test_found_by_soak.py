@@ -108,6 +108,28 @@ def test_who_missed_the_last_record_of_a_cell_is_told_that_it_has_ended() -> Non
     assert play_seed(216, SoakOptions())["finished"]
 
 
+def test_who_slept_while_its_cell_went_on_under_another_name_is_of_use_there() -> None:
+    """Seed 312: it waited ten minutes for a leader that was in the new cell, then trained by itself."""
+    gone = """
+    [[fault]]
+    at_s = 3
+    kind = "crash"
+    node = "node:1"
+    [[fault]]
+    at_s = 3
+    kind = "pause"
+    node = "node:2"
+    for_s = 30
+    """
+    job = small_job(nodes=4, cells=1, stages=2, iterations=30)
+    played = play(job, script(gone), until_s=400, model=TINY, flops_per_s=1e6)
+    played.assert_well()
+    (founded,) = played.of("cell")
+    slept = played.world.nodes[2].node
+    finished = {event.node: event.fields["cell"] for event in played.of("finished")}
+    assert finished[slept] == founded.fields["new"]
+
+
 def test_what_an_earlier_life_signed_is_not_held_to_be_forged() -> None:
     """Seed 304: a node killed just after it had refuted came back with an incarnation it had used."""
     found = play_seed(304, SoakOptions())

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.job import Job, ModelSection, PipelineSection
+from swarm.messages import CellRecord
 from swarm.planning.cells import (
     Founder,
     assign_stages,
@@ -14,6 +15,7 @@ from swarm.planning.cells import (
     genesis,
     place_newcomer,
     usual,
+    went_on_as,
 )
 from transport.machine import NodeId
 
@@ -213,3 +215,49 @@ def test_one_liar_changes_little_of_where_a_new_cell_begins(lie):
 
 def test_nobody_s_state_is_copied_where_nobody_trains():
     assert cell_to_copy(view(member(5), at(9, "c9", 10**9)), job()) == ()
+
+
+def holding(index, cell, *stages, status="alive"):
+    facts = Facts(cell=cell, stages=stages)
+    return Member(member(index).record.model_copy(update={"facts": facts}), status)
+
+
+def of_four(cell="c0", slot=8):
+    """A record of four members, of which the last holds stage 1 alone."""
+    roster = ((node(0), node(1), node(2)), (node(3),))
+    return CellRecord(
+        cell=cell,
+        slot=slot,
+        term=1,
+        act="step",
+        iteration=4,
+        round=0,
+        previous="",
+        roster=roster,
+        leader=node(0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "record", "name"),
+    [
+        ([holding(0, "c0~0.8", 0), holding(1, "c0~0.8", 1)], of_four(), "c0~0.8"),
+        ([holding(0, "c0~0.9", 0), holding(1, "c0~0.9", 1)], of_four(), "c0~0.9"),
+        ([holding(0, "c0~0.8", 0), holding(1, "c0~0.8"), holding(7, "c0~0.8", 1)], of_four(), "c0~0.8"),
+        ([holding(0, "c0~0.8", 0), holding(1, "c0~0.8", 0)], of_four(), ""),
+        ([holding(0, "c0~0.8", 0, 1), holding(1, "c0", 0), holding(2, "c0", 0)], of_four(), ""),
+        ([holding(0, "c0~0.8", 0), holding(1, "c0~0.8", 1, status="dead")], of_four(), ""),
+        ([holding(0, "c0~0.8", 0, 1), holding(1, "c0~1.8", 0, 1)], of_four(), ""),
+        ([holding(0, "c1~0.8", 0), holding(1, "c1~0.8", 1)], of_four(), ""),
+        ([holding(0, "c0~0.7", 0), holding(1, "c0~0.7", 1)], of_four(), ""),
+        ([holding(0, "c0", 0), holding(1, "c0", 1)], of_four("c0~0.8", 9), ""),
+        ([holding(0, "c0~0.8", 0), holding(1, "c0~0.8", 1)], of_four("c0~0.8", 9), ""),
+    ],
+)
+def test_a_cell_went_on_without_a_member_where_half_of_it_has_what_that_one_holds(others, record, name):
+    assert went_on_as(view(*others, holding(3, record.cell, 1)), record, node(3)) == name
+
+
+def test_whom_the_record_does_not_name_is_not_left_behind():
+    others = [holding(0, "c0~0.8", 0), holding(1, "c0~0.8", 1)]
+    assert went_on_as(view(*others, member(5)), of_four(), node(5)) == ""
