@@ -20,8 +20,8 @@ from transport.wire import Message, Signed
 ORDER_LIMIT_S = 300.0
 """An order that was not answered by then was lost; a large state over a thin link takes minutes."""
 PASSED_OVER_MAX = 2
-"""Records without a taker that was ready, after which it is not planned with. One is decided without
-it if it gets ready in the middle of a slot, or if a slot was abandoned for another's sake."""
+"""Records, but for rounds, without a taker that was ready, after which it is not planned with. One is
+decided without it if it gets ready in the middle of a slot, or if one was abandoned for another's sake."""
 PAUSE_LIMIT_S = 60.0
 """How long a cell waits at one slot for a taker of what a leaver holds to have exactly its state."""
 PAUSE_MAX_S = 300.0
@@ -32,7 +32,7 @@ PAUSE_MAX_S = 300.0
 class Taken:
     """A stage that its taker has: by which order, and when it was ready.
 
-    passed_over: records decided since that do not name it.
+    passed_over: records decided since, but for rounds, that do not name it.
     """
 
     placement: Placement
@@ -276,7 +276,8 @@ class Appointments:
                 self._rehearsed.pop(key, None)
         self._rehearsed = {k: v for k, v in self._rehearsed.items() if k not in named}
         ready = {
-            key: replace(taken, passed_over=taken.passed_over + 1)
+            # A round keeps the roster as it was: it passes nobody over.
+            key: replace(taken, passed_over=taken.passed_over + (record.act != "round"))
             for key, taken in self._ready.items()
             if key not in named and _still_wanted(taken.placement, record)
         }

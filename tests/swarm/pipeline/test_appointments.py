@@ -337,3 +337,15 @@ def test_a_taker_that_is_ready_and_takes_no_part_is_not_planned_with_for_ever() 
         appointments.decided(record(slot + 1, lost), 2.0)
     assert appointments.next_roster(lost) == lost
     assert appointments.order(record(9, lost), SIGNED, 1, lost, 3.0) == [], "nor asked again at once"
+
+
+def test_a_taker_that_got_ready_before_a_round_is_named_after_it() -> None:
+    """With a round after each step, every taker was passed over twice before it could be named."""
+    lost: Roster = ((A,), ())
+    appointments = made(restore(1))
+    appointments.order(record(1, lost), SIGNED, 1, lost, 0.0)
+    appointments.answered(C, ready(), record(1, lost), 1.0)  # in the middle of slot 2
+    appointments.decided(record(2, lost), 2.0)
+    for slot in range(3, 3 + PASSED_OVER_MAX):
+        appointments.decided(record(slot, lost).model_copy(update={"act": "round"}), 3.0)
+    assert appointments.next_roster(lost) == ((A,), (C,))
