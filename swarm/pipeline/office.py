@@ -76,7 +76,7 @@ class Office(ABC):
         self._steps = Patience(initial_s=0.0, floor_s=0.0)
         self._stepped_at: float | None = None
         self._until: float | None = None
-        self._begun = 0.0
+        self._begun, self._passed_on = 0.0, 0
         self._carried: CellRecord | None = None
         self._adopt(decided, read_record(decided))
 
@@ -129,7 +129,8 @@ class Office(ABC):
         """A leader is silent while an iteration lasts; followers see from one step to the next how long."""
         ranking = succession(self.record, self.appointments.live)
         rank = ranking.index(self.me) if self.me in ranking else len(ranking)
-        slot_s = max(self._slot_time.limit_s(), self._steps.limit_s())
+        # Only who has led has measured slots; before that a generous guess would stand for ever.
+        slot_s = self._steps.limit_s() or self._slot_time.limit_s()
         return (1 + rank) * max(10.0, 2 * slot_s + self._close_time.limit_s())
 
     def _candidacy(self, now: float, *, silent: bool = False) -> Sequence[Effect]:
@@ -144,7 +145,20 @@ class Office(ABC):
             return self._query(now, "first in line")
         if self._until is None:
             self._until = now + self._patience()
-        return []
+        return self._pass_on(ranking)
+
+    def _pass_on(self, ranking: list[NodeId]) -> Sequence[Effect]:
+        """Tell the others of the last record, once, if whoever led is gone and another is to lead.
+
+        It may have reached this node alone, and by the one before it each waits for the other.
+        """
+        office = self.election.office
+        led = office is not None and self.view.status(office) in ("dead", "left")
+        if not led or self._passed_on == self.record.slot:
+            return []
+        self._passed_on = self.record.slot
+        commit = Message(self._commit_of(self.signed))
+        return [Send(node, commit) for node in ranking if node != self.me]
 
     def _query(self, now: float, reason: str) -> Sequence[Effect]:
         self.phase = "querying"

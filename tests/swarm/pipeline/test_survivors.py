@@ -168,3 +168,41 @@ def test_what_the_survivors_accepted_is_carried_into_the_new_cell_without_a_wait
     record = read_record(first_step.record)
     assert (record.act, record.iteration, record.previous) == ("step", 1, record_digest(applied.signed))
     assert not bodies(carried, Plan)
+
+
+def test_who_alone_heard_the_last_record_of_a_leader_that_left_tells_the_others() -> None:
+    """By it B is to lead, by the one before it A: each waited for the other for minutes."""
+    first = founded((C,), (A, B))
+    handed_over = read_record(first).model_copy(
+        update={
+            "slot": 1,
+            "act": "roster",
+            "previous": record_digest(first),
+            "roster": ((B,), (A,)),
+            "leader": C,
+        }
+    )
+    last = sign_record(handed_over, PEOPLE[2].sign)
+    leader = leader_of(first)
+    leader.observe(seen({}), 0.0)
+    effects = [*leader.advance(last, handed_over, 0.0), *leader.observe(seen({C: "left"}), 0.1)]
+    assert [e.peer for e in effects if isinstance(e, Send)] == [B]
+    (commit,) = bodies(effects, Commit)
+    (applied,) = Follower(B, first, lambda _: True).handle(A, Message(commit))
+    assert isinstance(applied, Apply) and applied.record == handed_over
+    assert bodies(leader.observe(seen({C: "left", D: "dead"}), 0.2), Commit) == [], "once is enough"
+
+
+def test_a_follower_is_as_patient_as_the_steps_it_has_seen_take() -> None:
+    """Who has never led has measured no slot, and would wait for minutes in a cell of milliseconds."""
+    leader = leader_of(founded((C,), (A, B)))
+    leader.observe(seen({}), 0.0)
+    record = leader.record
+    for slot in range(1, 8):
+        previous = record_digest(leader.signed)
+        record = record.model_copy(
+            update={"slot": slot, "iteration": slot, "act": "step", "previous": previous, "leader": C}
+        )
+        leader.advance(sign_record(record, PEOPLE[2].sign), record, 0.1 * slot)
+    due = leader.deadline()
+    assert due is not None and due < 90.0
