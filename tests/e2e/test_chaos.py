@@ -14,18 +14,18 @@ from swarm.lab.wan_namespaces import ours, why_not
 
 pytestmark = pytest.mark.e2e
 BECAUSE = why_not()
-ITERATIONS = 25
+ITERATIONS = 100
 MINUTES = "4"
 """At most: the job is finished long before."""
 KILLS = """
 [[fault]]
-at_iteration = 3
+at_iteration = 10
 kind = "restart"
-node = "holder:0"
-after_s = 4
+node = "node:1"
+after_s = 3
 
 [[fault]]
-at_iteration = 5
+at_iteration = 30
 kind = "pause"
 node = "random"
 for_s = 1

@@ -40,7 +40,7 @@ def test_a_cell_trains_on_past_messages_that_break_their_handlers(
 
     def breaking(self: Trainer, peer: Any, message: Message, now: float) -> None:
         deliver(self, peer, message, now)
-        if message.body.kind == "report":
+        if message.body.kind == "accept":
             raise IndexError("tuple index out of range")
 
     monkeypatch.setattr(Trainer, "deliver", breaking)
@@ -50,5 +50,5 @@ def test_a_cell_trains_on_past_messages_that_break_their_handlers(
 
     cells = run_cells(job, tmp_path, 2, scenario)
     broke = [fields for fields in cells.of_kind("dropped") if "broke its handler" in fields["what"]]
-    assert [fields["what"].split()[0] for fields in broke] == ["report"]
+    assert [fields["what"].split()[0] for fields in broke] == ["accept"]
     assert all(node.iteration == 8 for node in cells.nodes)

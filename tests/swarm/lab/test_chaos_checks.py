@@ -237,5 +237,5 @@ def test_two_nodes_hear_each_other_while_both_are_up_and_nothing_lies_between() 
 def test_whoever_has_finished_and_goes_is_down_and_disturbed_nobody() -> None:
     found = timeline_of(with_events(fault(90.0, "b", "ended", code=0)).story)
     assert found.nodes_up(95.0) == ["a"]
-    assert found.last_disturbance == 30.0
+    assert found.last_disturbance == 40.0, "when b was back"
     assert timeline_of(with_events(fault(90.0, "b", "ended", code=1)).story).last_disturbance == 90.0
