@@ -303,8 +303,7 @@ class Standing:
             # Facts come after the records: where iterations are quick they are some of them behind.
             self._unplaced_at = None if newest is None else max(newest, trainer.record.iteration)
         elif newest is None or newest >= self._unplaced_at + UNPLACED_ITERATIONS:
-            reason = f"cell {trainer.cell} went on without naming this node"
-            self.give_up_cell(reason)
+            self.give_up_cell(f"cell {trainer.cell} went on without naming this node")
 
     def _leave_if_left_behind(self, trainer: Trainer, now: float) -> None:
         """Whoever slept while the others founded a cell without it waits for them in vain."""
