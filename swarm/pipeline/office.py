@@ -108,8 +108,9 @@ class Office(ABC):
             self._stepped_at = now
         if leads:
             return self._carry_on(now) if record.act == "found" else self._boundary(now)
+        overtaken = self.phase == "querying"
         self.phase, self._until = "following", None
-        return self._candidacy(now)
+        return self._candidacy(now, overtaken=overtaken)
 
     def heard(self, peer: NodeId, term: int, now: float) -> None:
         """The follower answered to a leadership: `peer` leads in `term`."""
@@ -133,7 +134,12 @@ class Office(ABC):
         slot_s = self._steps.limit_s() or self._slot_time.limit_s()
         return (1 + rank) * max(10.0, 2 * slot_s + self._close_time.limit_s())
 
-    def _candidacy(self, now: float, *, silent: bool = False) -> Sequence[Effect]:
+    def _candidacy(self, now: float, *, silent: bool = False, overtaken: bool = False) -> Sequence[Effect]:
+        """Stand, or wait for whoever is to lead.
+
+        overtaken: this node stood and learned a newer record. Whoever had that one may have given
+        way to it, so it stands again, though by the new record others may come before it.
+        """
         if is_finished(self.record, self.job):
             return []
         ranking = succession(self.record, self.appointments.live)
@@ -143,6 +149,8 @@ class Office(ABC):
             return self._query(now, "the leader is silent")
         if ranking[0] == self.me and not self.election.in_office(ranking):
             return self._query(now, "first in line")
+        if overtaken and not self.election.in_office(ranking):
+            return self._query(now, self.election.why)
         if self._until is None:
             self._until = now + self._patience()
         return self._pass_on(ranking)

@@ -59,12 +59,12 @@ HEALED_TICKS_MAX = 40
 class Node:
     """A member whose stages are only digests: the log is all there is."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, founding: Signed = FOUNDING) -> None:
         self.index, self.me = index, IDS[index]
-        self.follower = Follower(self.me, FOUNDING, lambda signed: True)
+        self.follower = Follower(self.me, founding, lambda signed: True)
         sign = IDENTITIES[index].sign
         self.leader = Leader(
-            self.me, JOB, FOUNDING, sign=sign, check=lambda signed: True, place=lambda *_: ()
+            self.me, JOB, founding, sign=sign, check=lambda signed: True, place=lambda *_: ()
         )
         self.applied: list[Signed] = []
         self.dead = False
