@@ -6,6 +6,9 @@ Both return new tensors, so that a round which fails before its commit has chang
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 from torch import Tensor
 
 
@@ -27,3 +30,9 @@ def heavy_ball(
     """
     momentum = momentum * mu - delta * lr
     return anchor + momentum, momentum
+
+
+OUTER_OPTIMIZERS: Mapping[str, Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]] = (
+    MappingProxyType({"nesterov": nesterov, "heavy_ball": heavy_ball})
+)
+"""By the names that a job file uses: (anchor, momentum, delta, lr, mu) to (anchor', momentum')."""

@@ -117,12 +117,14 @@ class InnerSection(Section):
 class OuterSection(Section):
     """How cells meet.
 
-    method: "diloco" (mean of all cells' outer gradients, Nesterov) or "none".
+    method: "diloco" (the mean of all cells' outer gradients moves the anchor) or "none".
+    optimizer: how it moves: "nesterov" (DiLoCo's) or "heavy_ball" (Polyak's, no look-ahead).
     every: iterations between rounds (H). Larger sends less and lets cells drift further.
     lr, momentum: of the outer optimizer (DiLoCo, arXiv 2311.08105).
     """
 
     method: Literal["none", "diloco"] = "diloco"
+    optimizer: Literal["nesterov", "heavy_ball"] = "nesterov"
     every: Annotated[int, Field(ge=1)] = 50
     lr: Annotated[float, Field(gt=0, le=2)] = 0.7
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optim.diloco import mean, outer_gradient
-from optim.outer import nesterov
+from optim.outer import OUTER_OPTIMIZERS
 from swarm.job import Job
 from swarm.meetings import EndsCopy, OuterAnchor
 from swarm.messages import CellRecord, Roster, StageSum
@@ -294,9 +294,9 @@ class Computing:
                 return (), 0, "not averaged: another cell sent what cannot be read"
             if effect.adopted is not None:
                 return tensors, cast(OuterAnchor, cast(Message, effect.adopted).body).anchor, effect.reason
-            outer = self.job.outer
+            outer, move = self.job.outer, OUTER_OPTIMIZERS[self.job.outer.optimizer]
             anchor, momentum = stage.anchor.cpu(), stage.outer_momentum.cpu()
-            moved = nesterov(anchor, momentum, tensors[0], outer.lr, outer.momentum)
+            moved = move(anchor, momentum, tensors[0], outer.lr, outer.momentum)
             return moved, stage.anchor_count + 1, effect.reason
 
         def finished(result: tuple[tuple[Tensor, ...], int, str], _: float) -> Sequence[Effect]:

@@ -1,9 +1,12 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.outer import heavy_ball, nesterov
+from optim.outer import OUTER_OPTIMIZERS, heavy_ball, nesterov
+from swarm.job import OuterSection
 
 
 def trace(outer) -> list[float]:
@@ -44,3 +47,8 @@ def test_nothing_passed_in_is_changed(outer, mu, lr):
 def test_without_momentum_both_are_plain_descent(outer):
     anchor, _ = outer(torch.ones(1), torch.zeros(1), torch.ones(1), 0.5, 0.0)
     assert anchor.item() == 0.5
+
+
+def test_a_job_may_name_every_outer_optimizer_and_no_other():
+    named = get_args(OuterSection.model_fields["optimizer"].annotation)
+    assert set(named) == set(OUTER_OPTIMIZERS)

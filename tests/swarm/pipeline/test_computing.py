@@ -27,8 +27,12 @@ CLOSE = Close(cell="c0", slot=1, term=1, act="step", round_attempt=1, roster=((M
 
 @pytest.fixture
 def computing(tmp_path: Path) -> Computing:
+    return computing_of(tmp_path, {})
+
+
+def computing_of(tmp_path: Path, fields: dict[str, object]) -> Computing:
     (tmp_path / "text.txt").write_text("words and words " * 100, encoding="utf-8")
-    job = Job.model_validate({"data": {"path": str(tmp_path / "text.txt"), "sequence": 16}})
+    job = Job.model_validate({"data": {"path": str(tmp_path / "text.txt"), "sequence": 16}, **fields})
     corpus = load_corpus(job.data)
     config = preset("demo", corpus.vocab)
     return Computing(job, config, corpus, {2: Stage(job, config, 2)})
@@ -185,6 +189,20 @@ def test_an_unreadable_mean_settles_as_not_averaged(computing: Computing) -> Non
     (((_, total, tensors), more),) = run(computing)  # type: ignore[misc]
     assert (total, tensors) == (StageSum(), ())
     assert "not averaged" in more["reason"]
+
+
+@pytest.mark.parametrize(("optimizer", "step"), [("nesterov", 1.9 * 0.7), ("heavy_ball", 0.7)])
+def test_the_outer_optimizer_that_the_job_names_moves_the_anchor(
+    tmp_path: Path, optimizer: str, step: float
+) -> None:
+    computing = computing_of(tmp_path, {"outer": {"optimizer": optimizer, "lr": 0.7, "momentum": 0.9}})
+    before = computing.stages[2].anchor.clone()
+    computing.settle(
+        Settle(2, ("c0",), "", mean=message(torch.ones_like(before))),
+        lambda *result, **more: [(result, more)],  # type: ignore[list-item]
+    )
+    (((_, _, (anchor, _)), _),) = run(computing)  # type: ignore[misc]
+    torch.testing.assert_close(before - anchor, torch.full_like(before, step))
 
 
 def ends_copy(iteration: int, cell: str = "c0") -> Message:
