@@ -9,12 +9,13 @@ still owed, which others send; the fetch fails only when no donor is left.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from recovery.snapshot import (
     HASH_BYTES,
+    Block,
     Get,
     Manifest,
     NotHere,
@@ -38,6 +39,8 @@ class FetchOptions:
     first_wait_s: patience between chunks until enough of them were measured.
     floor_s: the least patience afterwards; else it follows from the gaps measured.
     strikes_max: silences in a row, each twice as long as the last, before a donor is dropped.
+    block, chunk_hash: what chunks are put together in, and hashed by; a simulation without
+        tensors has its own.
     """
 
     donors_max: int = 3
@@ -46,6 +49,8 @@ class FetchOptions:
     first_wait_s: float = 10.0
     floor_s: float = 0.5
     strikes_max: int = 3
+    block: Callable[[int], Block] = Block
+    chunk_hash: Callable[[memoryview], bytes] = chunk_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ class Fetch:
         self._donors = {peer: _Donor(peer, self._patience()) for peer in dict.fromkeys(donors)}
         self._manifest: Manifest | None = None
         self._hashes = memoryview(b"")
-        self._block = memoryview(b"")
+        self._block = options.block(0)
         self._missing: set[int] = set()
         self._pending: deque[int] = deque()
 
@@ -168,7 +173,7 @@ class Fetch:
         donor = self._donors.get(peer)
         if donor is None or donor.state != "serving" or not (index in donor.owed or index in self._missing):
             return []
-        if chunk_hash(data) != self._hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]:
+        if self._options.chunk_hash(data) != self._hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]:
             wrong = f"sent chunk {index} with a wrong hash"
             return [*self._drop(donor, wrong, hostile=True), *self._advance(now)]
         self._store(index, data)
@@ -223,14 +228,13 @@ class Fetch:
     def _adopt(self, body: Manifest, hashes: memoryview) -> None:
         self._manifest = body
         self._hashes = memoryview(bytes(hashes))
-        self._block = memoryview(bytearray(layout(body.holds)[1]))
+        self._block = self._options.block(layout(body.holds)[1])
         self._pending = deque(range(hashes.nbytes // HASH_BYTES))
         self._missing = set(self._pending)
 
     def _store(self, index: int, data: memoryview) -> None:
         assert self._manifest is not None
-        start = index * self._manifest.chunk_bytes
-        self._block[start : start + data.nbytes] = data
+        self._block.put(index * self._manifest.chunk_bytes, data)
         self._missing.discard(index)
 
     def _credit(self, donor: _Donor, index: int, now: float) -> None:
@@ -319,7 +323,7 @@ class Fetch:
         self.done = True
         offsets, _ = layout(manifest.holds)
         pieces = zip(manifest.holds, offsets, strict=True)
-        tensors = {spec.name: self._block[at : at + spec.nbytes] for spec, at in pieces}
+        tensors = {spec.name: self._block.part(at, spec.nbytes) for spec, at in pieces}
         donors = tuple(donor.peer for donor in self._donors.values() if donor.sent)
         seconds = now - self._started_at
         facts = dict(manifest.facts)

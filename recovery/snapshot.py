@@ -111,6 +111,21 @@ class Snapshot:
         return self.block[index * self.chunk_bytes : (index + 1) * self.chunk_bytes]
 
 
+class Block:
+    """A state on its way here, in one piece of memory."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._view = memoryview(bytearray(nbytes))
+
+    def put(self, start: int, chunk: memoryview) -> None:
+        """A chunk arrived whose hash is right."""
+        self._view[start : start + chunk.nbytes] = chunk
+
+    def part(self, start: int, nbytes: int) -> memoryview:
+        """Bytes of the block, without copying, once all chunks are here."""
+        return self._view[start : start + nbytes]
+
+
 def take_snapshot(
     name: str,
     slot: int,

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from transport.conduct import Conducts
+from transport.hollow import Shell
 from transport.link import Closed, Endpoint, LinkClosed, LinkEvent, LinkStats, Malformed, Received
 from transport.machine import NodeId
 from transport.segments import LinkLimits
@@ -223,8 +224,10 @@ class SimLink:
 
 
 def as_sent(buffer: Buffer) -> memoryview:
-    """What the buffer holds now, read-only. Only `bytes` cannot change under way."""
+    """What the buffer holds now, read-only. Only `bytes` cannot change under way, nor what is a shell."""
     view = memoryview(buffer)
+    if isinstance(view.obj, Shell):
+        return view
     if isinstance(view.obj, bytes) and view.c_contiguous and view.format == "B" and view.ndim == 1:
         return view
     return memoryview(view.tobytes())

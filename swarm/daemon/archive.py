@@ -16,7 +16,7 @@ from typing import Any
 from recovery.checkpoint import CheckpointError, Meta, assemble, stage_directory, write_checkpoint
 from recovery.donor import NeedSnapshot
 from recovery.fetch import Fetched, FetchFailed
-from recovery.snapshot import describe, to_tensors
+from recovery.snapshot import describe
 from recovery.transfer import TRANSFER_KINDS, Transfer
 from swarm.daemon.body_sizes import TRANSFER_BYTES_MAX
 from swarm.daemon.bridge import Bridge, FactsChanged, MemberChanged, Stop
@@ -25,6 +25,7 @@ from swarm.daemon.guarding import Guard
 from swarm.events import Emit, Event
 from swarm.gossip.view import Facts, Member, View, read_member
 from swarm.job import Job
+from swarm.pipeline.matter import DENSE, Matter
 from swarm.pipeline.stage import state_like
 from transport.link import Endpoint, Link, LinkClosed, Received
 from transport.machine import Effect, NodeId, Send
@@ -72,13 +73,15 @@ class ArchiveHalf:
         wall: Callable[[], float],
         emit: Emit,
         in_background: InBackground = inline,
+        matter: Matter = DENSE,
     ) -> None:
         """sizes: parameters of each stage. in_background: where checkpoints are read, hashed and written."""
         self._me, self._job, self._sizes = me, job, tuple(sizes)
         self._directory = directory
         self._link, self._bridge = link, bridge
         self._wall, self._emit = wall, emit
-        self._transfer = Transfer()
+        self._matter = matter
+        self._transfer = Transfer(options=matter.fetching)
         self._guard = Guard(lambda kind, **fields: emit(Event(kind, wall(), me, fields)))
         self._view = View()
         self._in_background = in_background
@@ -211,7 +214,7 @@ class ArchiveHalf:
             if not self._transfer.is_waited_for(need.name, need.slot):
                 continue  # its takers are gone, or were served with one that was read before
             with self._guard.against(need.peer, "want"):
-                read = partial(snapshot_for, need, None, self._directory, self._job.digest)
+                read = partial(snapshot_for, need, None, self._directory, self._job.digest, self._matter)
                 found = await self._in_background(read)
                 if isinstance(found, str):
                     self._perform(self._transfer.decline(need.name, need.slot, found))
@@ -253,7 +256,7 @@ class ArchiveHalf:
         try:
             for stage, fetched in sorted(self._got.items()):
                 root = stage_directory(self._directory, stage)
-                await self._in_background(partial(_write_stage, root, fetched, meta))
+                await self._in_background(partial(self._write_stage, root, fetched, meta))
         except CheckpointError as error:
             self._give_up(str(error))
             return
@@ -262,12 +265,11 @@ class ArchiveHalf:
         self._note(iteration=iteration, cell=cell, path=self._directory.name)
         self._bridge.send(FactsChanged(facts=Facts(iteration=iteration)))
 
+    def _write_stage(self, directory: Path, fetched: Fetched, meta: Meta) -> None:
+        write_checkpoint(directory, fetched.slot, self._matter.restored(fetched), meta)
+
     def _note(self, **fields: object) -> None:
         self._emit(Event("checkpoint", self._wall(), self._me, fields))
-
-
-def _write_stage(directory: Path, fetched: Fetched, meta: Meta) -> None:
-    write_checkpoint(directory, fetched.slot, to_tensors(fetched.holds, fetched.tensors), meta)
 
 
 @dataclass(frozen=True, slots=True)

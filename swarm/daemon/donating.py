@@ -19,8 +19,9 @@ from recovery.checkpoint import (
     write_checkpoint,
 )
 from recovery.donor import NeedSnapshot
-from recovery.snapshot import Snapshot, take_snapshot
-from swarm.pipeline.computing import ENDS_COPY_EVERY, Computing, payload_tensors
+from recovery.snapshot import Snapshot
+from swarm.pipeline.computing import ENDS_COPY_EVERY, Computing
+from swarm.pipeline.matter import DENSE, Matter, payload_tensors
 from swarm.pipeline.records import content_digest
 from swarm.pipeline.trainer import Trainer
 
@@ -38,7 +39,7 @@ def local_state(trainer: Trainer | None, name: str) -> dict[str, Tensor] | None:
     computing = trainer.computing
     if name == "ends-copy":
         if computing.ends_copy is not None:
-            return {"parameters": payload_tensors((computing.ends_copy,))[0]}
+            return {"parameters": payload_tensors((computing.ends_copy,), computing.matter)[0]}
         # Before the first copy was sent the seed's own weights are the newest there are.
         early = trainer.record.iteration < ENDS_COPY_EVERY
         return {"parameters": computing.seeded_ends()} if early else None
@@ -54,7 +55,7 @@ def _weights(computing: Computing, stage: int) -> dict[str, Tensor]:
 
 
 def snapshot_for(
-    need: NeedSnapshot, trainer: Trainer | None, checkpoints: Path, job: str
+    need: NeedSnapshot, trainer: Trainer | None, checkpoints: Path, job: str, matter: Matter = DENSE
 ) -> Snapshot | str | None:
     """The snapshot, the reason why there is none, or None: not yet at that slot, ask again later.
 
@@ -64,7 +65,7 @@ def snapshot_for(
     """
     kind, stage = _parts_of(need.name)
     if kind == "checkpoint":
-        return _from_disk(need, checkpoints, stage, job)
+        return _from_disk(need, checkpoints, stage, job, matter)
     if trainer is None:
         return "this node is in no cell"
     if kind in ("stage", "weights") and stage in trainer.computing.stages:
@@ -73,10 +74,10 @@ def snapshot_for(
             return slot
         computing = trainer.computing
         held = computing.stages[stage].state() if kind == "stage" else _weights(computing, stage)
-        return take_snapshot(need.name, slot, held)
+        return matter.snapshot(need.name, slot, held)
     state = local_state(trainer, need.name)
     if state is not None:
-        return take_snapshot(need.name, trainer.record.slot, state)
+        return matter.snapshot(need.name, trainer.record.slot, state)
     return f"this node has no {need.name[:32]}"
 
 
@@ -91,7 +92,7 @@ def _slot_for(need: NeedSnapshot, trainer: Trainer) -> int | str | None:
     return slot if trainer.applied and need.slot in (None, slot) else None
 
 
-def _from_disk(need: NeedSnapshot, checkpoints: Path, stage: int, job: str) -> Snapshot | str:
+def _from_disk(need: NeedSnapshot, checkpoints: Path, stage: int, job: str, matter: Matter) -> Snapshot | str:
     found = _checkpoint_of(job, checkpoints, stage, need.slot)
     if found is None:
         return "no such checkpoint on this disk"
@@ -100,7 +101,7 @@ def _from_disk(need: NeedSnapshot, checkpoints: Path, stage: int, job: str) -> S
     except CheckpointError:
         return "this checkpoint cannot be read any more"
     facts = {name: str(found.meta.get(name, "")) for name in ("cell", "record")}
-    return take_snapshot(need.name, found.iteration, tensors, facts)
+    return matter.snapshot(need.name, found.iteration, tensors, facts)
 
 
 def _checkpoint_of(job: str, checkpoints: Path, stage: int, iteration: int | None) -> Checkpoint | None:

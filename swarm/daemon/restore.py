@@ -14,11 +14,12 @@ from torch import Tensor
 
 from recovery.checkfree import LR_FACTOR, fit_layers, gradient_weight, neighbour_average
 from recovery.fetch import Fetched, FetchFailed
-from recovery.snapshot import describe, to_tensors
+from recovery.snapshot import describe
 from recovery.transfer import Transfer
 from swarm.gossip.view import View
 from swarm.job import Job
 from swarm.messages import Ready, Restore
+from swarm.pipeline.matter import DENSE, Matter
 from swarm.pipeline.model import ModelConfig, stage_layers
 from swarm.pipeline.records import read_record
 from swarm.pipeline.stage import Stage, StageStateError, state_like
@@ -62,12 +63,13 @@ class Restoring:
         sizes: Sequence[int],
         transfer: Transfer,
         build: Callable[[int], Stage],
+        matter: Matter = DENSE,
     ) -> None:
         """sizes: parameters per stage. build: a fresh stage on this node's device."""
         self._me = me
         self._job, self._config, self._sizes = job, config, tuple(sizes)
         self._transfer = transfer
-        self._build = build
+        self._build, self._matter = build, matter
         self._orders: dict[int, Order] = {}
 
     @property
@@ -152,7 +154,7 @@ class Restoring:
         effects: list[Effect] = []
         for order in self._waiting_for(effect.name):
             order.waiting.discard(effect.name)
-            order.got[effect.name] = to_tensors(effect.holds, effect.tensors)
+            order.got[effect.name] = self._matter.restored(effect)
             effects += [] if order.waiting else self._finish(order)
         return effects
 

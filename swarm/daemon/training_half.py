@@ -54,10 +54,11 @@ class TrainingHalf:
         self.setup = setup
         self.view = View()
         self.trainer: Trainer | None = None
-        self.transfer = Transfer()
+        self.transfer = Transfer(options=setup.matter.fetching)
         self._link, self._bridge, self._compute = link, bridge, compute
         self._place = Orders(setup.job, setup.stage_bytes())
         self.restoring = setup.restoring(self.transfer)
+        self.founding = Founding(self)
         self.standing = Standing(self)
         self.leaving = Leaving(self)
         self.guard = Guard(self.note)
@@ -163,9 +164,9 @@ class TrainingHalf:
         elif self.trainer is not None:
             self.trainer.deliver(peer, message, now)
         elif isinstance(body, Ready) and peer == self.setup.me:
-            self.standing.not_founded(body, now)
+            self.founding.failed(body, now)
         elif isinstance(body, Plan | Close | Propose | Query):
-            if self.standing.founding or not self.standing.told:
+            if self.founding.busy or not self.founding.told:
                 return  # it may be in that cell a moment later
             absent = Absent(cell=body.cell, slot=body.slot, term=body.term, reason="in no cell")
             self._link.send(peer, Message(absent))
@@ -178,7 +179,7 @@ class TrainingHalf:
                     self._on_member(body, now)
             case NoticeLearned():
                 with self.guard.against(body.notice.signer, body.topic):
-                    self.standing.learn(body, now)
+                    self.founding.learn(body, now)
             case Stop(reason=reason):
                 self.leaving.begin(reason, now)
 
@@ -252,7 +253,7 @@ class TrainingHalf:
         needs, self._needs = self._needs, []
         for need in (n for n in needs if self.transfer.is_waited_for(n.name, n.slot)):
             directory, job = self.setup.data_dir / "checkpoints", self.setup.job.digest
-            answer = snapshot_for(need, self.trainer, directory, job)
+            answer = snapshot_for(need, self.trainer, directory, job, self.setup.matter)
             if answer is None:
                 self._needs.append(need)
             elif isinstance(answer, str):
@@ -270,7 +271,7 @@ class TrainingHalf:
         self.trainer = Trainer(
             me=setup.me,
             job=setup.job,
-            computing=Computing(setup.job, setup.config, setup.corpus, stages),
+            computing=Computing(setup.job, setup.config, setup.corpus, stages, setup.matter),
             decided=decided,
             sign=setup.sign,
             check=lambda signed: setup.vouches(self.view, signed),

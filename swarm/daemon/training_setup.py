@@ -17,6 +17,7 @@ from swarm.meetings import MEETING_KINDS
 from swarm.messages import WORK_KINDS, Restore
 from swarm.pipeline.computing import stage_size
 from swarm.pipeline.data import Corpus
+from swarm.pipeline.matter import DENSE, Matter
 from swarm.pipeline.model import ModelConfig
 from swarm.pipeline.records import DOMAIN, Sign, read_record, roster_nodes
 from swarm.pipeline.room import FLOAT_BYTES, STATE_FLATS
@@ -36,6 +37,7 @@ class TrainingSetup:
     Untrusted, for a certificate that has expired before this process first saw it.
     memory_bytes: what this node may hold, 0 if it does not know.
     resident_bytes: what its process takes; not the same twice, so a simulation has its own.
+    matter: what tensors are made of; a simulation may leave them out.
     """
 
     me: NodeId
@@ -52,6 +54,7 @@ class TrainingSetup:
     wall: Callable[[], float]
     emit: Emit
     resident_bytes: Callable[[], int] = peak_memory_bytes
+    matter: Matter = DENSE
 
     def stage_sizes(self) -> tuple[int, ...]:
         """Parameters of each stage."""
@@ -64,11 +67,12 @@ class TrainingSetup:
 
     def restoring(self, transfer: Transfer) -> Restoring:
         """What carries out orders to hold a stage, fetching through `transfer`."""
-        return Restoring(self.me, self.job, self.config, self.stage_sizes(), transfer, self.build_stage)
+        sizes = self.stage_sizes()
+        return Restoring(self.me, self.job, self.config, sizes, transfer, self.build_stage, self.matter)
 
     def build_stage(self, stage: int) -> Stage:
         """A fresh stage on this node's device, from the job's seed."""
-        return Stage(self.job, self.config, stage, self.device)
+        return self.matter.stage(self.job, self.config, stage, self.device)
 
     def build_stages(self, indexes: Sequence[int]) -> dict[int, Stage]:
         """Fresh stages by index."""

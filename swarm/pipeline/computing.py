@@ -21,12 +21,13 @@ from swarm.messages import CellRecord, Roster, StageSum
 from swarm.pipeline.averaging import Hold, Part, Reduce
 from swarm.pipeline.data import Corpus, window
 from swarm.pipeline.drops import Drops
+from swarm.pipeline.matter import DENSE, Matter, payload_tensors
 from swarm.pipeline.model import ModelConfig, parameter_names, parameter_shapes, stage_flops
 from swarm.pipeline.outer_round import Average, Settle
 from swarm.pipeline.stage import Stage, result_digest, tensor_digest
 from swarm.pipeline.tasks import COMMIT, Task, TaskQueue
 from swarm.pipeline.work import PRIORITY, Key, ShipFlat, Work
-from transport.codecs import CodecError, decode
+from transport.codecs import CodecError
 from transport.machine import Effect, NodeId
 from transport.patience import Patience
 from transport.wire import Message
@@ -34,18 +35,6 @@ from transport.wire import Message
 Settled = Callable[..., Sequence[Effect]]
 ENDS_COPY_EVERY = 5
 """Iterations between CheckFree+ copies: a lost end falls back by at most this many."""
-
-
-def payload_tensors(payloads: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Tensors as they are; a message as the tensors it carries. Raises CodecError."""
-    tensors: list[Tensor] = []
-    for payload in payloads:
-        if isinstance(payload, Message):
-            pairs = zip(payload.body.tensors, payload.buffers, strict=True)
-            tensors += [decode(spec, buffer) for spec, buffer in pairs]
-        else:
-            tensors.append(payload)
-    return tuple(tensors)
 
 
 def stage_size(config: ModelConfig, stages: int, stage: int) -> int:
@@ -57,9 +46,16 @@ def stage_size(config: ModelConfig, stages: int, stage: int) -> int:
 class Computing:
     """Stages by index, and the queue of tasks on them."""
 
-    def __init__(self, job: Job, config: ModelConfig, corpus: Corpus, stages: dict[int, Stage]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        config: ModelConfig,
+        corpus: Corpus,
+        stages: dict[int, Stage],
+        matter: Matter = DENSE,
+    ) -> None:
         self.job, self.config, self.corpus = job, config, corpus
-        self.stages = stages
+        self.stages, self.matter = stages, matter
         self.tasks = TaskQueue(1 + len(PRIORITY))
         count = job.pipeline.stages
         self.stage_sizes = tuple(stage_size(config, count, stage) for stage in range(count))
@@ -120,7 +116,7 @@ class Computing:
                 self.job.data.sequence,
             )
             return stage.embed(key, inputs)
-        (tensor,) = payload_tensors((work.payload,))
+        (tensor,) = payload_tensors((work.payload,), self.matter)
         hop = (key, work.position) if work.stage else key
         match work.kind:
             case "forward":
@@ -198,7 +194,7 @@ class Computing:
     def _readable(self, payloads: Sequence[Any], sender: str = "") -> tuple[Tensor, ...] | None:
         """Tensors of payloads, or None if they are none; a peer's bytes must not end this node."""
         try:
-            return payload_tensors(payloads)
+            return payload_tensors(payloads, self.matter)
         except (CodecError, ValueError) as error:
             self._drops.add(f"unreadable tensors: {type(error).__name__}", sender)
             return None
@@ -332,7 +328,7 @@ class Computing:
 
     def seeded_ends(self) -> Tensor:
         """The ends' weights as the job's seed makes them, flat."""
-        return Stage(self.job, self.config, 0).parameters
+        return self.matter.stage(self.job, self.config, 0).parameters
 
     def keep_ends_copy(self, peer: NodeId, message: Message, record: CellRecord) -> None:
         """Keep the newest copy of the ends of this cell, from a holder of the ends only.

@@ -14,13 +14,14 @@ from typing import Any
 from swarm.gossip.view import View
 from swarm.job import Job
 from swarm.messages import Backward, CellRecord, Forward, Lost, Plan, Roster
-from swarm.pipeline.computing import Computing, payload_tensors
+from swarm.pipeline.computing import Computing
 from swarm.pipeline.feeding import Feeding
 from swarm.pipeline.hops import Hops
 from swarm.pipeline.ledger import tokens_max
+from swarm.pipeline.matter import payload_tensors
 from swarm.pipeline.room import microbatches_that_fit
 from swarm.pipeline.work import Ship, ShipFlat, Work
-from transport.codecs import CodecError, encode
+from transport.codecs import CodecError
 from transport.machine import Effect, NodeId
 from transport.wire import Message
 
@@ -120,14 +121,12 @@ class Flow:
         """Encode a tensor as the job says and send it, or tell the machine that it cannot be sent."""
         if ship.peer == self.me:
             return self.arrived(self.me, ship.body, ship.tensor)
-        codec = self._codec
         try:
-            spec, buffer = encode("x", ship.tensor, codec)
+            message = self._computing.matter.pack(ship.body, {"x": ship.tensor}, self._codec)
         except CodecError as error:
             self.drop(f"{ship.body.kind}: {error}")
             return self._unreachable(ship, now)
-        body = ship.body.model_copy(update={"tensors": (spec,)})
-        if ship.peer not in self.avoid and self._send(ship.peer, Message(body, (buffer,))):
+        if ship.peer not in self.avoid and self._send(ship.peer, message):
             return []
         return self._unreachable(ship, now)
 
@@ -140,11 +139,12 @@ class Flow:
 
     def ship_flat(self, ship: ShipFlat) -> None:
         """Send flat tensors exactly as they are."""
+        matter = self._computing.matter
         try:
-            pairs = [encode(f"t{i}", t, "raw") for i, t in enumerate(payload_tensors(ship.tensors))]
+            tensors = payload_tensors(ship.tensors, matter)
+            message = matter.pack(ship.body, {f"t{i}": t for i, t in enumerate(tensors)}, "raw")
         except CodecError as error:
             self.drop(f"{ship.body.kind}: {error}")
             return
-        body = ship.body.model_copy(update={"tensors": tuple(spec for spec, _ in pairs)})
-        if not self._send(ship.peer, Message(body, tuple(buffer for _, buffer in pairs))):
+        if not self._send(ship.peer, message):
             self.drop(f"{ship.body.kind}: the queue to its receiver is full or gone")

@@ -69,7 +69,7 @@ class Stage:
         self.index = stage
         self.config = config
         self.device = torch.device(device)
-        self.parameters = _initial(job, config, stage).to(self.device)
+        self.parameters = self._initial(job).to(self.device)
         self.gradient = torch.zeros_like(self.parameters)
         self.target_tokens = 0
         self.anchor = self.parameters.clone()
@@ -82,6 +82,11 @@ class Stage:
         self._layers = stage_layers(config.layers, stages)[stage]
         self._leaves = self._as_leaves()
         self._kept: dict[Hashable, _Kept] = {}
+
+    def _initial(self, job: Job) -> Tensor:
+        """The parameters as the job's seed makes them, flat."""
+        names = parameter_names(self.config, job.pipeline.stages, self.index)
+        return torch.cat([init_parameter(self.config, name, job.seed).view(-1) for name in names])
 
     def _as_leaves(self) -> dict[str, Tensor]:
         """Autograd leaves by name: their data and their gradients are views of the flat ones."""
@@ -303,11 +308,6 @@ def result_digest(tensors: Sequence[Tensor], anchor: int = 0) -> str:
 def _tensor_bytes(tensor: Tensor) -> memoryview:
     data: memoryview = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
     return data
-
-
-def _initial(job: Job, config: ModelConfig, stage: int) -> Tensor:
-    names = parameter_names(config, job.pipeline.stages, stage)
-    return torch.cat([init_parameter(config, name, job.seed).view(-1) for name in names])
 
 
 def _check_flat(name: str, tensor: Tensor, like: Tensor) -> None:
