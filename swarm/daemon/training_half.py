@@ -58,7 +58,6 @@ class TrainingHalf:
         self._link, self._bridge, self._compute = link, bridge, compute
         self._place = Orders(setup.job, setup.stage_bytes())
         self.restoring = setup.restoring(self.transfer)
-        self.founding = Founding(self)
         self.standing = Standing(self)
         self.leaving = Leaving(self)
         self.guard = Guard(self.note)
@@ -164,9 +163,9 @@ class TrainingHalf:
         elif self.trainer is not None:
             self.trainer.deliver(peer, message, now)
         elif isinstance(body, Ready) and peer == self.setup.me:
-            self.founding.failed(body, now)
+            self.standing.not_founded(body, now)
         elif isinstance(body, Plan | Close | Propose | Query):
-            if self.founding.busy or not self.founding.told:
+            if self.standing.founding or not self.standing.told:
                 return  # it may be in that cell a moment later
             absent = Absent(cell=body.cell, slot=body.slot, term=body.term, reason="in no cell")
             self._link.send(peer, Message(absent))
@@ -179,7 +178,7 @@ class TrainingHalf:
                     self._on_member(body, now)
             case NoticeLearned():
                 with self.guard.against(body.notice.signer, body.topic):
-                    self.founding.learn(body, now)
+                    self.standing.learn(body, now)
             case Stop(reason=reason):
                 self.leaving.begin(reason, now)
 
