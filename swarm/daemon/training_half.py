@@ -1,7 +1,7 @@
 """The half of a node that trains: link, bridge and compute around the trainer.
 
 Async code here only waits and hands over: to the trainer (the cell), to the transfer machine
-(states that come and go) and to `standing.py` (what a node does that is in no cell).
+(states that come and go), to `founding.py` and to `standing.py` (a node's place in a cell, or in none).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from swarm.daemon.bridge import (
 )
 from swarm.daemon.compute import Compute
 from swarm.daemon.donating import snapshot_for, write_stages
+from swarm.daemon.founding import Founding
 from swarm.daemon.guarding import Guard
 from swarm.daemon.heartbeat import Heartbeat
 from swarm.daemon.leaving import Leaving
@@ -58,6 +59,7 @@ class TrainingHalf:
         self._link, self._bridge, self._compute = link, bridge, compute
         self._place = Orders(setup.job, setup.stage_bytes())
         self.restoring = setup.restoring(self.transfer)
+        self.founding = Founding(self)
         self.standing = Standing(self)
         self.leaving = Leaving(self)
         self.guard = Guard(self.note)
@@ -163,9 +165,9 @@ class TrainingHalf:
         elif self.trainer is not None:
             self.trainer.deliver(peer, message, now)
         elif isinstance(body, Ready) and peer == self.setup.me:
-            self.standing.not_founded(body, now)
+            self.founding.failed(body, now)
         elif isinstance(body, Plan | Close | Propose | Query):
-            if self.standing.founding or not self.standing.told:
+            if self.founding.busy or not self.founding.told:
                 return  # it may be in that cell a moment later
             absent = Absent(cell=body.cell, slot=body.slot, term=body.term, reason="in no cell")
             self._link.send(peer, Message(absent))
@@ -178,7 +180,7 @@ class TrainingHalf:
                     self._on_member(body, now)
             case NoticeLearned():
                 with self.guard.against(body.notice.signer, body.topic):
-                    self.standing.learn(body, now)
+                    self.founding.learn(body, now)
             case Stop(reason=reason):
                 self.leaving.begin(reason, now)
 

@@ -29,6 +29,15 @@ PAUSE_MAX_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """An order that is not answered yet, and the slot and term that its answer has to name."""
+
+    placement: Placement
+    at: float
+    of: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Taken:
     """A stage that its taker has: by which order, and when it was ready.
 
@@ -48,7 +57,7 @@ class Appointments:
         self.me = me
         self._place = place
         self._view = View()
-        self._pending: dict[tuple[NodeId, int], tuple[Placement, float]] = {}
+        self._pending: dict[tuple[NodeId, int], Pending] = {}
         self._ready: dict[tuple[NodeId, int], Taken] = {}
         self._absent: set[tuple[NodeId, int]] = set()
         self._rehearsed: dict[tuple[NodeId, int], float] = {}
@@ -162,7 +171,7 @@ class Appointments:
                 continue
             placement = self._rehearsed_first(placed)
             under_way.add(placement.stage)
-            self._pending[placement.taker, placement.stage] = (placement, now)
+            self._pending[placement.taker, placement.stage] = Pending(placement, now, (record.slot, term))
             order = _order_of(placement, record, signed, term)
             effects.append(Send(placement.taker, Message(order)))
         return effects
@@ -181,13 +190,13 @@ class Appointments:
         return {placement.stage for placement in wanted}
 
     def _expire(self, now: float) -> None:
-        for key, (placement, since) in list(self._pending.items()):
-            if now - since >= (self._pause_s(key) if placement.same_state else ORDER_LIMIT_S):
+        for key, order in list(self._pending.items()):
+            if now - order.at >= (self._pause_s(key) if order.placement.same_state else ORDER_LIMIT_S):
                 self._refuse(key, now)
 
     def _refuse(self, key: tuple[NodeId, int], now: float) -> None:
-        placement, since = self._pending.pop(key)
-        paused_s = now - since if placement.same_state else 0.0
+        order = self._pending.pop(key)
+        placement, paused_s = order.placement, now - order.at if order.placement.same_state else 0.0
         self._rehearsed.pop(key, None)
         self._asking.refused(key[0], now, paused_s=paused_s)
         if placement.stage in self._lost:
@@ -195,8 +204,8 @@ class Appointments:
 
     def waits_until(self) -> float | None:
         """Until when the cell pauses for takers that need exactly this slot's state, if it must."""
-        pending = self._pending.items()
-        return min((at + self._pause_s(key) for key, (p, at) in pending if p.same_state), default=None)
+        urgent = [(key, order.at) for key, order in self._pending.items() if order.placement.same_state]
+        return min((at + self._pause_s(key) for key, at in urgent), default=None)
 
     def _pause_s(self, key: tuple[NodeId, int]) -> float:
         """How long the cell waits for this taker: hardly longer than it needed when nobody waited."""
@@ -206,11 +215,12 @@ class Appointments:
     # -- answers ----------------------------------------------------------------------------
 
     def answered(self, peer: NodeId, body: Ready, record: CellRecord, now: float) -> list[Effect]:
-        """A taker has the stage, or could not get it."""
+        """A taker has the stage, or could not get it. Answers to earlier orders count for nothing."""
         key = (peer, body.stage)
-        placement, since = self._pending.get(key, (None, 0.0))
-        if placement is None or body.cell != record.cell:
+        order = self._pending.get(key)
+        if order is None or body.cell != record.cell or (body.slot, body.term) != order.of:
             return []
+        placement, since = order.placement, order.at
         if not body.ok:
             self._refuse(key, now)
             return [Noted("dropped", {"what": f"order for stage {body.stage}", "why": body.reason})]
@@ -287,7 +297,7 @@ class Appointments:
             del ready[key]
         self._ready = ready
         self._absent &= named
-        self._pending = {k: v for k, v in self._pending.items() if _still_wanted(v[0], record)}
+        self._pending = {k: v for k, v in self._pending.items() if _still_wanted(v.placement, record)}
         self._note_losses(record, now)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 
 from swarm.job import Job
 from swarm.meetings import EndsCopy, OuterAnchor, OuterDelta, OuterMean
-from swarm.messages import Averaged, Backward, Forward, Gradient, Roster
+from swarm.messages import Averaged, Backward, CellRecord, Forward, Gradient, Restore, Roster
+from swarm.pipeline.records import stages_of
 from transport.machine import NodeId
 from transport.wire import Body, TensorSpec
 
@@ -35,6 +37,18 @@ def wrong_with_tensors(body: Body, job: Job, width: int, stage_sizes: tuple[int,
         stage = getattr(body, "stage", 0)
         return _wrong(body.tensors, FLAT_COUNT[type(body)], _size(stage_sizes, stage))
     return "tensors where none belong" if body.tensors else ""
+
+
+def wrong_with_place(order: Restore, record: CellRecord, me: NodeId, held: Collection[int]) -> str:
+    """Why a member of a cell does not do as it is ordered, or an empty text.
+
+    An order that comes late must not replace the state with which its cell goes on already.
+    """
+    if order.cell != record.cell:
+        return f"this node is in cell {record.cell}"
+    if not order.rehearsal and order.stage in held and order.stage in stages_of(record.roster, me):
+        return f"this node is named for stage {order.stage} and holds it"
+    return ""
 
 
 def _size(stage_sizes: tuple[int, ...], stage: int) -> tuple[int, ...]:

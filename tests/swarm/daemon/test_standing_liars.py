@@ -8,6 +8,7 @@ from pathlib import Path
 from cell_world import Cells, run_cells, small_job
 from test_liars import an_order, says
 
+from swarm.daemon.training_half import TrainingHalf as Half
 from swarm.gossip.view import Facts
 from transport.identity import Identity
 
@@ -75,5 +76,24 @@ def test_an_order_waits_until_the_last_record_is_applied(tmp_path: Path) -> None
         await cells.until(lambda: trainer.applied)
         taker.standing.look(0.0)
         assert taker.restoring.busy == (0,)
+
+    run_cells(job, tmp_path, 2, scenario)
+
+
+def test_a_standby_whose_order_comes_to_nothing_is_a_standby_again(tmp_path: Path) -> None:
+    job = small_job(tmp_path, inner={"iterations": 60}, pipeline={"nodes": 2, "stages": 2})
+
+    async def scenario(cells: Cells) -> None:
+        await cells.until(lambda: all(node.iteration >= 1 for node in cells.nodes))
+        leader, taker = cells.nodes[0].half, cells.add().half
+        await cells.until(lambda: len(taker.view.members) == 3)
+        assert leader.trainer is not None
+        order = an_order(leader.trainer.record, leader.trainer.follower.signed)
+        said: list[str] = []
+        taker.say = lambda facts: (said.append(facts.state), Half.say(taker, facts))  # type: ignore[method-assign]
+        taker.standing.ordered(leader.setup.me, order.model_copy(update={"donors": ()}), 0.0)
+        assert not taker.restoring.busy, "nobody can give it"
+        taker.standing.look(0.0)
+        assert said == ["restoring", "standby"]
 
     run_cells(job, tmp_path, 2, scenario)

@@ -115,6 +115,19 @@ def test_who_refused_is_not_asked_again_at_once() -> None:
     assert len(appointments.order(lost, SIGNED, 1, lost.roster, 1.0 + REFUSED_S)) == 1
 
 
+@pytest.mark.parametrize("late", [ready(slot=0), ready(ok=False, slot=0)], ids=["taken", "refused"])
+def test_the_late_answer_to_an_earlier_order_is_not_one_to_this(late: Ready) -> None:
+    """What the taker has by then is about to be replaced by what it is ordered now."""
+    appointments = made(restore(1))
+    lost = record(1, ((A,), ()))
+    appointments.order(lost, SIGNED, 1, lost.roster, 0.0)
+    assert appointments.answered(C, late, lost, 1.0) == []
+    assert appointments.newcomers == ()
+    assert appointments.order(lost, SIGNED, 1, lost.roster, 1.0) == [], "the order still stands"
+    appointments.answered(C, ready(), lost, 2.0)
+    assert appointments.newcomers == (C,)
+
+
 def test_whoever_never_takes_what_it_is_ordered_to_is_asked_ever_less() -> None:
     """The cell pauses for each such order: a member that only says it is a standby could stop it."""
     appointments = made(restore(1, same_state=True))

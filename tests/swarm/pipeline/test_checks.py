@@ -5,10 +5,11 @@ import torch
 
 from swarm.job import Job
 from swarm.meetings import OuterAnchor
-from swarm.messages import Averaged, Backward, Forward, StageSum
-from swarm.pipeline.checks import wrong_with_tensors
+from swarm.messages import Averaged, Backward, CellRecord, Forward, Restore, StageSum
+from swarm.pipeline.checks import wrong_with_place, wrong_with_tensors
 from transport.codecs import encode
-from transport.wire import Body
+from transport.machine import NodeId
+from transport.wire import Body, Signed
 
 JOB = Job.model_validate({"pipeline": {"microbatch": 2, "hop_codec": "bf16"}, "data": {"sequence": 8}})
 NODES = ("a" * 64, "b" * 64)
@@ -43,3 +44,39 @@ def test_an_anchor_of_countless_rounds_leaves_no_room_for_one_more() -> None:
     for body in (averaged, anchor):
         assert "rounds" in wrong(body, tensors=2)
         assert wrong(body.model_copy(update={"anchor": 3}), tensors=2) == ""
+
+
+def order(**fields: object) -> Restore:
+    asked = {"cell": "c0", "slot": 1, "term": 1, "stage": 1, "how": "checkfree", "donors": (NODES[0],)}
+    signed = Signed(signer=NODES[0], payload=b"", signature=bytes(64))
+    return Restore.model_validate(
+        {**asked, "same_state": False, "decided": signed, "reason": "lost", **fields}, from_attributes=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "sentence"),
+    [
+        (order(), (1,), "named for stage 1 and holds it"),
+        (order(), (), ""),  # it gave its state up: it needs one
+        (order(stage=0), (0, 1), ""),  # held, and no record names it yet
+        (order(rehearsal=True), (1,), ""),  # nothing is kept of it
+        (order(cell="c1"), (), "in cell c0"),
+    ],
+)
+def test_an_order_that_comes_late_replaces_nothing_that_its_cell_goes_on_with(
+    asked: Restore, held: tuple[int, ...], sentence: str
+) -> None:
+    record = CellRecord(
+        cell="c0",
+        slot=9,
+        term=1,
+        act="step",
+        iteration=9,
+        round=0,
+        previous="",
+        roster=((NODES[0],), (NODES[1],)),
+        leader=NODES[0],
+    )
+    said = wrong_with_place(asked, record, NodeId(NODES[1]), held)
+    assert sentence in said and bool(said) == bool(sentence)

@@ -1,0 +1,204 @@
+"""How a node founds a cell or takes part in a founding: with fresh stages, or with fetched ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from swarm.daemon.bridge import NoticeLearned
+from swarm.daemon.donating import disk_states
+from swarm.daemon.genesis import TOPIC, founding_of, read_genesis, solo_founding
+from swarm.daemon.restore import Restored
+from swarm.messages import CellRecord, Ready, Restore
+from swarm.pipeline.records import read_record, stages_of
+from swarm.pipeline.stage import Stage
+from swarm.planning.cells import cell_to_copy, choose_cell, usual
+from transport.files import write_private
+from transport.machine import NodeId
+from transport.wire import Signed, WireError
+
+if TYPE_CHECKING:
+    from swarm.daemon.training_half import TrainingHalf
+
+MARK = "entered"
+"""A file in the data directory with the version of the last genesis that this node took part in,
+or knew when it entered a cell: that one, and older ones, are not for it. A resume brings a newer."""
+RETRY_S = 3.0
+
+
+class Founding:
+    """The genesis that a node knows, and the founding record whose stages it collects."""
+
+    def __init__(self, half: TrainingHalf) -> None:
+        self._half = half
+        self._mark = half.setup.data_dir / MARK
+        self._genesis: NoticeLearned | None = None
+        self._collecting: dict[int, Stage] = {}
+        self._founding: Signed | None = None
+        self._retry_at = 0.0
+        self.why = "the job has not begun: the coordinator waits for more nodes"
+        """Why this node founds nothing now, or what it fetches."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether this node is fetching what its founding record gives it."""
+        return self._founding is not None
+
+    @property
+    def told(self) -> bool:
+        """Whether this node has heard how the job began: before, it cannot say that it is in no cell."""
+        return self._genesis is not None
+
+    def learn(self, notice: NoticeLearned, now: float) -> None:
+        """A notice arrived by gossip."""
+        if notice.topic != TOPIC:
+            return
+        try:
+            genesis = read_genesis(notice.notice)
+        except WireError as error:
+            self._half.note("dropped", what="genesis", why=str(error))
+            return
+        wrong = self._half.setup.wrong_with_corpus(genesis.corpus)
+        if wrong:
+            self._half.fail(wrong)
+        self._genesis = notice
+        self._half.standing.look(now)
+
+    def look(self, now: float) -> None:
+        """Take part in the genesis if it is for us; else see whether a cell is to be founded."""
+        half = self._half
+        if half.trainer is not None or self.busy or half.restoring.busy or now < self._retry_at:
+            return
+        if self._genesis is not None and self._genesis.version > self._entered():
+            self._enter_genesis(self._genesis, now)
+        if half.trainer is None and not self.busy and self._genesis is not None:
+            self._maybe_found(now)
+
+    def _entered(self) -> int:
+        """The version of the last genesis that was for this node, -1 if none was."""
+        try:
+            return int(self._mark.read_text(encoding="ascii") or 0)
+        except (OSError, ValueError):
+            return -1
+
+    def remember_entering(self) -> bool:
+        """Whether it is on this disk that a cell was entered: after a restart it is not entered anew."""
+        known = self._genesis.version if self._genesis is not None else 0
+        try:
+            write_private(self._mark, str(max(known, self._entered())).encode("ascii"))
+        except OSError as error:
+            self._half.note("dropped", what="entering", why=f"it cannot be written down: {error.strerror}")
+            return False
+        return True
+
+    def _enter_genesis(self, notice: NoticeLearned, now: float) -> None:
+        half = self._half
+        genesis = read_genesis(notice.notice)
+        try:
+            founding = founding_of(genesis, half.setup.me)
+        except WireError as error:
+            half.note("dropped", what="genesis", why=str(error))
+            self._genesis = None
+            return
+        if founding is None or not self.remember_entering():
+            return
+        record = read_record(founding)
+        mine = stages_of(record.roster, half.setup.me)
+        if genesis.resumed:
+            self._founding = founding
+            directory, job = half.setup.data_dir / "checkpoints", half.setup.job.digest
+            local = disk_states(directory, mine, genesis.resumed, genesis.resumed_cell, job)
+            donor = NodeId(notice.notice.signer)
+            self._collect(founding, record, mine, "checkpoint", lambda _: (donor,), now, local)
+            return
+        self._enter(founding, half.setup.build_stages(mine), "the job begins", now)
+
+    def _enter(self, founding: Signed, stages: dict[int, Stage], reason: str, now: float) -> None:
+        self._founding, self._collecting = None, {}
+        record = read_record(founding)
+        self._half.note("placed", cell=record.cell, stages=sorted(stages), reason=reason)
+        self._half.enter(founding, stages, now)
+
+    def _collect(
+        self,
+        founding: Signed,
+        record: CellRecord,
+        stages: tuple[int, ...],
+        how: Literal["checkpoint", "other_cell"],
+        donors: Callable[[int], tuple[NodeId, ...]],
+        now: float,
+        local: Mapping[str, dict[str, Tensor]],
+    ) -> None:
+        """Get the states of a founding that does not begin at the seed: `local` ones, or fetched."""
+        self._founding, self._collecting = founding, {}
+        self.why = f"fetching {len(stages)} stages to enter cell {record.cell}"
+        half = self._half
+        for stage in stages:
+            order = Restore(
+                cell=record.cell,
+                slot=record.slot,
+                term=0,
+                stage=stage,
+                how=how,
+                donors=donors(stage),
+                same_state=how == "checkpoint",
+                decided=founding,
+                reason=f"to enter cell {record.cell}",
+            )
+            half.perform_all(half.restoring.begin(half.setup.me, order, half.view, local.get, now))
+
+    def failed(self, answer: Ready, now: float) -> None:
+        """A state of the founding could not be had: try again from the beginning, a little later."""
+        self._half.note("dropped", what=f"founding of cell {answer.cell}", why=answer.reason)
+        self._founding, self._collecting = None, {}
+        self._mark.unlink(missing_ok=True)
+        self._retry_at = now + RETRY_S
+
+    def _maybe_found(self, now: float) -> None:
+        """With fewer cells than the job wants, the lowest standby founds one; others wait."""
+        half = self._half
+        choice = choose_cell(half.view, half.setup.job, half.setup.me)
+        self.why = choice.reason
+        cells = half.view.cells()
+        if not cells:
+            self.why = "nobody trains this job now: `farflung coordinator run DIR --resume` would go on"
+        if choice.act != "found" or not cells:
+            return
+        members = cell_to_copy(half.view, half.setup.job)
+        held = {stage for m in members for stage in m.facts.stages}
+        if held != set(range(half.setup.job.pipeline.stages)):
+            return
+        founding = solo_founding(
+            half.setup.job,
+            half.setup.me,
+            half.setup.sign,
+            iteration=usual(m.facts.iteration for m in members),
+            rounds=usual(m.facts.round for m in members),
+            cells=cells,
+            wall_s=half.setup.wall(),
+        )
+        record = read_record(founding)
+        first = {m.node for m in members}
+        ordered = sorted(half.view.live(), key=lambda m: m.node not in first)
+        self._collect(
+            founding,
+            record,
+            tuple(sorted(held)),
+            "other_cell",
+            lambda stage: tuple(m.node for m in ordered if stage in m.facts.stages),
+            now,
+            {},
+        )
+
+    def collected(self, effect: Restored, now: float) -> bool:
+        """Whether a state that arrived is part of the founding; with the last of them the cell is entered."""
+        half = self._half
+        if self._founding is None or effect.leader != half.setup.me:
+            return False
+        self._collecting[effect.order.stage] = effect.stage
+        record = read_record(self._founding)
+        if set(self._collecting) == set(stages_of(record.roster, half.setup.me)):
+            self._enter(self._founding, self._collecting, effect.order.reason, now)
+        return True
