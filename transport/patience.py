@@ -26,12 +26,17 @@ class Patience:
         """Count one finished piece of work, or one gap that ended with an answer."""
         self._seconds.append(seconds)
 
+    @property
+    def measured(self) -> bool:
+        """Whether the deadline comes from measurements."""
+        return len(self._seconds) >= MEASURED_MIN
+
     def limit_s(self) -> float:
         """median + 8 x MAD, at least three medians and the floor.
 
         Perfectly even times have no MAD; the medians keep a hair's delay from being a fault.
         """
-        if len(self._seconds) < MEASURED_MIN:
+        if not self.measured:
             return self.initial_s
         middle = median(self._seconds)
         spread = median(abs(value - middle) for value in self._seconds)

@@ -148,7 +148,7 @@ class Leader(Office):
         effects = self.appointments.order(self.record, self.signed, self.term, self._base, now)
         pause_until = self.appointments.waits_until()
         if pause_until is None and not can_train(self._rows):
-            pause_until = now + self._close_time.limit_s()
+            pause_until = now + self._close_limit_s()
         if pause_until is not None:
             self.phase, self._until = "pausing", pause_until
             return effects
@@ -171,7 +171,7 @@ class Leader(Office):
         plan = plan_slot(self.record, self.digest, self.term, self._rows, self.job)
         self.phase, self._reports, self._asked = "running", {}, plan
         # Up to four times, within the followers' patience: perhaps nothing came through for want of time.
-        self._begun, self._until = now, now + self._slot_time.limit_s() * 2.0 ** min(self._fruitless, 2)
+        self._begun, self._until = now, now + self._slot_limit_s() * 2.0 ** min(self._fruitless, 2)
         skipped = [stage for stage, holders in enumerate(self._rows) if not holders]
         noted = Noted("planned", {"cell": plan.cell, "iteration": plan.iteration, "skipped": skipped})
         newcomers = to(self.appointments.newcomers, self._commit_of(self.signed))
@@ -203,7 +203,7 @@ class Leader(Office):
         if not any(rows):
             return self._query(now, "nobody is left to average")
         self.phase, self._closed_at = "closing", now
-        self._until = now + self._close_time.limit_s() + self._round_wait_s()
+        self._until = now + self._close_limit_s() + self._round_wait_s()
         close = Close(
             cell=self.record.cell,
             slot=self.record.slot + 1,
@@ -250,7 +250,7 @@ class Leader(Office):
 
     def _propose(self, signed: Signed, now: float) -> Sequence[Effect]:
         self._proposal, self._accepts, self.phase = signed, set(), "proposing"
-        self._until = now + self._close_time.limit_s()
+        self._until = now + self._close_limit_s()
         record = read_record(signed)
         propose = Propose(cell=self.record.cell, slot=self.record.slot + 1, term=self.term, record=signed)
         return to(sorted({*self._members(), *roster_nodes(record.roster)}), propose)

@@ -130,9 +130,21 @@ class Office(ABC):
         """A leader is silent while an iteration lasts; followers see from one step to the next how long."""
         ranking = succession(self.record, self.appointments.live)
         rank = ranking.index(self.me) if self.me in ranking else len(ranking)
-        # Only who has led has measured slots; before that a generous guess would stand for ever.
-        slot_s = self._steps.limit_s() or self._slot_time.limit_s()
-        return (1 + rank) * max(10.0, 2 * slot_s + self._close_time.limit_s())
+        # From step to step first: there are pauses in it, which the leader's own slots do not have.
+        slot_s = self._steps.limit_s() if self._steps.measured else self._slot_limit_s()
+        return (1 + rank) * max(10.0, 2 * slot_s + self._close_limit_s())
+
+    def _slot_limit_s(self) -> float:
+        """How long an iteration may take: who never led knows it as a member, from step to step."""
+        if self._slot_time.measured or not self._steps.measured:
+            return self._slot_time.limit_s()
+        return max(self._slot_time.floor_s, self._steps.limit_s())
+
+    def _close_limit_s(self) -> float:
+        """How long averaging may take: a part of an iteration, as long as nothing better is known."""
+        if self._close_time.measured or not self._steps.measured:
+            return self._close_time.limit_s()
+        return max(self._close_time.floor_s, min(self._close_time.initial_s, self._steps.limit_s()))
 
     def _candidacy(self, now: float, *, silent: bool = False, overtaken: bool = False) -> Sequence[Effect]:
         """Stand, or wait for whoever is to lead.
@@ -170,7 +182,7 @@ class Office(ABC):
 
     def _query(self, now: float, reason: str) -> Sequence[Effect]:
         self.phase = "querying"
-        self._until = now + min(QUERY_MAX_S, self._close_time.limit_s() / 3)
+        self._until = now + min(QUERY_MAX_S, self._close_limit_s() / 3)
         query = self.election.stand(self.record, reason)
         return to(roster_nodes(self.record.roster), query)
 

@@ -245,6 +245,23 @@ def test_followers_wait_for_a_leader_as_long_as_its_steps_take() -> None:
     assert before < 600.0 < 3 * 600.0 <= after - now
 
 
+def test_who_leads_for_the_first_time_waits_no_longer_than_the_steps_it_has_seen_took() -> None:
+    """Its guess for a cold start is a minute and a half, and half a minute to average."""
+    leader = Leader(A, JOB, FIRST, sign=PEOPLE[0].sign, check=genuine, place=lambda *_: ())
+    record = read_record(FIRST)
+    for slot in range(1, 6):
+        changes = {"slot": slot, "act": "step", "iteration": slot, "term": 1, "leader": C}
+        record = record.model_copy(update=changes)
+        leader.advance(sign_record(record, PEOPLE[2].sign), record, slot * 2.0)
+    leader.observe(all_alive(), 10.0)
+    for node in (A, B):
+        promise = Promise(cell="c0", slot=5, term=leader.term, decided=leader.signed)
+        leader.handle(node, Message(promise), 10.0)
+    assert (leader.phase, leader.deadline()) == ("running", 10.0 + 3 * 2.0)
+    leader.tick(16.0)
+    assert (leader.phase, leader.deadline()) == ("closing", 16.0 + 3 * 2.0)
+
+
 def test_the_event_of_a_commit_tells_what_became_of_its_microbatches() -> None:
     leader = running()
     leader.handle(A, report(done=1, partial=1, lost=1), 1.0)
