@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from recovery.snapshot import (
     HASH_BYTES,
+    Assembled,
     Block,
     Get,
     Manifest,
@@ -49,7 +50,7 @@ class FetchOptions:
     first_wait_s: float = 10.0
     floor_s: float = 0.5
     strikes_max: int = 3
-    block: Callable[[int], Block] = Block
+    block: Callable[[int], Assembled] = Block
     chunk_hash: Callable[[memoryview], bytes] = chunk_hash
 
 

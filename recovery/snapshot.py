@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Protocol, cast
 
 import msgpack
 import torch
@@ -111,18 +111,30 @@ class Snapshot:
         return self.block[index * self.chunk_bytes : (index + 1) * self.chunk_bytes]
 
 
+class Assembled(Protocol):
+    """A state on its way here, from its chunks."""
+
+    def put(self, start: int, chunk: memoryview) -> None:
+        """A chunk arrived whose hash is right."""
+        ...
+
+    def part(self, start: int, nbytes: int) -> memoryview:
+        """The bytes of one tensor, without copying, once all chunks are here."""
+        ...
+
+
 class Block:
-    """A state on its way here, in one piece of memory."""
+    """A state in one piece of memory."""
 
     def __init__(self, nbytes: int) -> None:
         self._view = memoryview(bytearray(nbytes))
 
     def put(self, start: int, chunk: memoryview) -> None:
-        """A chunk arrived whose hash is right."""
+        """See `Assembled`."""
         self._view[start : start + chunk.nbytes] = chunk
 
     def part(self, start: int, nbytes: int) -> memoryview:
-        """Bytes of the block, without copying, once all chunks are here."""
+        """See `Assembled`."""
         return self._view[start : start + nbytes]
 
 

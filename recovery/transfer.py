@@ -129,4 +129,5 @@ def _only_buffer(message: Message) -> memoryview | None:
     raw = [spec for spec in message.body.tensors if spec.codec == "raw" and spec.dtype == "uint8"]
     if len(raw) != 1 or len(message.buffers) != 1:
         return None
-    return memoryview(message.buffers[0]).cast("B")
+    view = memoryview(message.buffers[0])
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")

@@ -34,6 +34,7 @@ from swarm.job import Job
 from swarm.lab.disks import SimDisk
 from swarm.pipeline.computing import stage_size
 from swarm.pipeline.data import Corpus
+from swarm.pipeline.matter import Matter
 from swarm.pipeline.model import ModelConfig
 from swarm.pipeline.records import is_finished
 from swarm.pipeline.trainer import Trainer
@@ -63,6 +64,7 @@ def virtual_now() -> float:
 class Ground:
     """What all nodes of a world stand on.
 
+    matter: what tensors are made of.
     heard: told of every body that a training half says to its gossip half, with the node.
     failed: told of the error that ended a node's life.
     lobby: hands a newcomer the members' records, None if no coordinator answers.
@@ -72,6 +74,7 @@ class Ground:
     job: Job
     config: ModelConfig
     corpus: Corpus
+    matter: Matter
     root_key: bytes
     gossip: GossipConfig
     emit: Emit
@@ -265,6 +268,7 @@ class SimNode(SimProcess):
             wall=self.wall,
             emit=self.ground.emit,
             resident_bytes=lambda: 0,
+            matter=self.ground.matter,
         )
 
 
@@ -304,6 +308,7 @@ class SimCoordinator(SimProcess):
             wall=self.wall,
             emit=ground.emit,
             in_background=inline,
+            matter=ground.matter,
         )
         return [
             archive.run(),

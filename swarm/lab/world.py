@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,11 +25,13 @@ from swarm.lab.disks import SimDisk
 from swarm.lab.evidence import Evidence
 from swarm.lab.exam import examine
 from swarm.lab.faults import Fault
+from swarm.lab.hollow import Hollow, without_values
 from swarm.lab.misfortune import Misfortune
 from swarm.lab.regions import load_regions
 from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
 from swarm.lab.wiretap import TappedNetwork, Wiretap
 from swarm.pipeline.data import Corpus, load_corpus
+from swarm.pipeline.matter import DENSE
 from swarm.pipeline.model import ModelConfig, preset
 from transport.identity import Identity, RunKeyGrant, SigningKey, sign_grant
 from transport.machine import NodeId
@@ -57,6 +59,7 @@ class WorldOptions:
     bandwidth_bytes_per_s: of each pair, drawn likewise.
     regions: that nodes are dealt to in turn; then what was measured between them holds instead.
     model: what is trained instead of the job's preset, for worlds whose messages alone matter.
+    tensors: "none" leaves them out: bytes, times and failures are as they would be, losses unknown.
     examine: ask at the end how good the model is on held-out text.
     gossip, queues: how membership behaves, and what a link keeps for a peer at most.
     """
@@ -70,6 +73,7 @@ class WorldOptions:
     latency_s: tuple[float, float] = (0.005, 0.05)
     bandwidth_bytes_per_s: tuple[float, float] = (1e7, 1e8)
     regions: tuple[str, ...] = ()
+    tensors: Literal["real", "none"] = "real"
     examine: bool = False
     model: ModelConfig | None = None
     gossip: GossipConfig = field(default_factory=volunteer_wan)
@@ -110,11 +114,14 @@ class World:
             Random(self._rng.getrandbits(64)), LinkShape(), queues=options.queues, tap=self._overhear
         )
         self._authority = self._found_authority()
+        config = options.model or preset(self.job.model.preset, corpus.vocab)
+        self._hollow = Hollow(self.job, config) if options.tensors == "none" else None
         self._ground = Ground(
             network=self.network,
             job=self.job,
-            config=options.model or preset(self.job.model.preset, corpus.vocab),
+            config=config,
             corpus=corpus,
+            matter=self._hollow or DENSE,
             root_key=self._authority.root_key,
             gossip=options.gossip,
             emit=self.emit,
@@ -241,7 +248,7 @@ class World:
 
     def emit(self, event: Event) -> None:
         """Take an event in, at the world's time, whatever the clock of its node says."""
-        event = replace(event, time=virtual_now())
+        event = replace(without_values(event) if self._hollow else event, time=virtual_now())
         self.events.append(event)
         self.evidence.see(event)
         if event.kind in ("started", "left", "fault"):
