@@ -18,6 +18,9 @@ from transport.sim_stream import DropCause, Packet, Stream
 from transport.sim_traffic import Traffic, clock_s
 from transport.wire import Lane, Message, Schema
 
+SIMULATED = "sim://"
+"""How the address of a simulated link begins; a positive number follows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLimits:
@@ -60,12 +63,12 @@ class SimNetwork:
         self._queues = queues or QueueLimits()
         self._patience_s = patience_s
         self._links: dict[str, SimLink] = {}
-        self._addresses = count()
+        self._addresses = count(1)
         self._corrupt: dict[NodeId, int] = {}
 
     def open(self, me: NodeId, *, curve_key: str, schema: Schema, address: str | None = None) -> SimLink:
         """A new link. A node may have several; `address` brings one back where it was."""
-        address = address or f"sim://{next(self._addresses)}"
+        address = address or f"{SIMULATED}{next(self._addresses)}"
         assert address not in self._links, f"{address} is in use"
         link = SimLink(self, me, Endpoint(address, curve_key), schema)
         self._links[address] = link

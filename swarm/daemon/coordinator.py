@@ -20,7 +20,7 @@ from swarm.daemon.genesis import TOPIC, found_job
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.daemon.gossip_setup import GossipSetup
 from swarm.daemon.jobdir import JobDir, open_job
-from swarm.daemon.links import open_link
+from swarm.daemon.links import What, open_link
 from swarm.daemon.lobby import Admitted
 from swarm.daemon.lobby_server import open_lobby, serve_lobby
 from swarm.daemon.lock import lock_directory
@@ -30,7 +30,7 @@ from swarm.daemon.options import CoordinatorOptions, UserError
 from swarm.daemon.renewing import keep_itself_certified
 from swarm.daemon.revoking import RevokedList, tell_revocations
 from swarm.daemon.status import serve_status
-from swarm.events import Event, EventFile, wall_time
+from swarm.events import Emit, Event, EventFile, wall_time
 from swarm.gossip.config import volunteer_wan
 from swarm.gossip.view import MemberRecord, View, read_member
 from swarm.job import Job
@@ -88,8 +88,8 @@ class Coordinator:
             emit = EventFile(options.directory / "events.jsonl")
             stack.callback(emit.close)
             self._tell_resumed(emit)
-            gossip = await self._open(stack, identity, GOSSIP_SCHEMA, options.gossip_port)
-            work = await self._open(stack, identity, ARCHIVE_SCHEMA, options.work_port)
+            gossip = await self._open(stack, "gossip", GOSSIP_SCHEMA, options.gossip_port, emit)
+            work = await self._open(stack, "work", ARCHIVE_SCHEMA, options.work_port, emit)
             ours, theirs = MemoryBridge.pair()
             setup = GossipSetup.for_member(
                 identity,
@@ -130,8 +130,19 @@ class Coordinator:
         if resumed.iteration:
             say(f"the job goes on from iteration {resumed.iteration} of cell {resumed.cell}")
 
-    async def _open(self, stack: AsyncExitStack, identity: Identity, schema: Schema, port: int) -> ZmqLink:
-        link = await open_link(identity, schema, host=self.options.host, port=port)
+    async def _open(
+        self, stack: AsyncExitStack, what: What, schema: Schema, port: int, emit: Emit
+    ) -> ZmqLink:
+        options, identity = self.options, self.jobdir.identity
+        link = await open_link(
+            identity,
+            schema,
+            what=what,
+            directory=options.directory,
+            emit=emit,
+            host=options.host,
+            port=port,
+        )
         stack.push_async_callback(link.close)
         return link
 

@@ -84,6 +84,11 @@ class GossipHalf:
         """Signed records of the live members, this node's own first."""
         return self._membership.signed_records()
 
+    def dead_records(self) -> tuple[Signed, ...]:
+        """Signed records of the members that are held to be dead."""
+        register = self._membership.register
+        return tuple(register.rows[node].signed for node in register.dead())
+
     def seed(self, records: Iterable[Signed]) -> None:
         """Meet the swarm through these members."""
         self._driver.act(self._membership.seed(records, self._now()))

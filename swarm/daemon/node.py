@@ -42,6 +42,8 @@ GOSSIP_SCHEMA = Schema(GOSSIP_KINDS)
 JOIN_S = 24 * 3600.0
 """How long a node knocks at a silent lobby; it says what it waits for."""
 LEAVE_S = 15.0
+REFUTATIONS = 1 << 16
+"""Incarnations between two lives: every refutation takes one."""
 INVITATION = "invitation"
 """A file in the data directory: what this node joined with."""
 
@@ -128,6 +130,9 @@ class Node:
         link = await open_link(
             identity,
             GOSSIP_SCHEMA,
+            what="gossip",
+            directory=options.data_dir,
+            emit=emit,
             host=options.host,
             advertise=options.advertise,
             port=options.gossip_port,
@@ -293,11 +298,14 @@ def write_info(path: Path, info: dict[str, object]) -> None:
 
 
 def next_incarnation(directory: Path) -> int:
-    """A number larger than at every earlier start from this directory."""
+    """A number larger than any that an earlier life from this directory had, or came to by refuting.
+
+    Else its records would be old news to whoever heard the last refutation.
+    """
     path = directory / "incarnation"
     try:
         last = int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         last = 0
-    write_private(path, str(last + 1).encode("ascii"))
-    return last + 1
+    write_private(path, str(last + REFUTATIONS).encode("ascii"))
+    return last + REFUTATIONS

@@ -32,7 +32,7 @@ class NodeOptions:
     data_dir: identity, certificate, events and checkpoints; created, private to the user.
     host: address to listen on, and to advertise unless `advertise` says otherwise.
     advertise: address others dial, where it differs from `host` (a router forwards to it).
-    gossip_port, work_port: 0 takes a free one.
+    gossip_port, work_port: 0 takes that of the last start from `data_dir` if it is free, else any.
     status_port: of GET /status and /metrics, on loopback; 0 takes a free one, None serves none.
     device: "cpu" or a CUDA device ("cuda", "cuda:1").
     threads: torch threads. One per process is best when several nodes share a machine.

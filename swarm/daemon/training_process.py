@@ -26,7 +26,7 @@ from swarm.daemon.process import (
 from swarm.daemon.training_half import TrainingHalf
 from swarm.daemon.training_setup import WORK_SCHEMA, TrainingSetup
 from swarm.daemon.trust import Trust
-from swarm.events import EventFile, wall_time
+from swarm.events import Emit, EventFile, wall_time
 from swarm.job import parse_job
 from swarm.pipeline.data import load_corpus
 from swarm.pipeline.model import preset
@@ -51,6 +51,7 @@ def run_training(options: NodeOptions, identity: Identity, end: socket.socket, p
 
 async def _train(options: NodeOptions, identity: Identity, end: socket.socket) -> int:
     bridge = await SocketBridge.open(end)
+    emit = EventFile(options.data_dir / "events.jsonl")
     link: ZmqLink | None = None
     sizes = BodySizes()
     memory_bytes = options.memory_bytes or memory_total_bytes()
@@ -59,6 +60,9 @@ async def _train(options: NodeOptions, identity: Identity, end: socket.socket) -
         link = await open_link(
             identity,
             WORK_SCHEMA.bounded(sizes),
+            what="work",
+            directory=options.data_dir,
+            emit=emit,
             limits=LinkLimits(held_bytes_max=memory_bytes // HELD_PART),
             host=options.host,
             advertise=options.advertise,
@@ -69,7 +73,7 @@ async def _train(options: NodeOptions, identity: Identity, end: socket.socket) -
         if isinstance(begin, Stop):
             return 0
         assert isinstance(begin, Begin)
-        setup = _setup(options, identity, begin)
+        setup = _setup(options, identity, begin, emit)
         sizes.learn(setup.job, setup.config.width, setup.stage_sizes())
         half = TrainingHalf(setup, link, bridge, InlineCompute())
         await half.run()
@@ -86,7 +90,7 @@ async def _train(options: NodeOptions, identity: Identity, end: socket.socket) -
     return 0
 
 
-def _setup(options: NodeOptions, identity: Identity, begin: Begin) -> TrainingSetup:
+def _setup(options: NodeOptions, identity: Identity, begin: Begin, emit: Emit) -> TrainingSetup:
     job = parse_job(begin.job_toml, "the job of the lobby")
     corpus = load_corpus(job.data)
     return TrainingSetup(
@@ -102,7 +106,7 @@ def _setup(options: NodeOptions, identity: Identity, begin: Begin) -> TrainingSe
         memory_bytes=options.memory_bytes or memory_total_bytes(),
         checkpoints=options.checkpoints,
         wall=wall_time,
-        emit=EventFile(options.data_dir / "events.jsonl"),
+        emit=emit,
     )
 
 

@@ -118,8 +118,12 @@ class Register:
 
     def some_dead(self) -> list[NodeId]:
         """One random member of the dead, if there are any."""
-        dead = sorted(node for node, row in self._lost.items() if row.member.status == "dead")
+        dead = self.dead()
         return [self._rng.choice(dead)] if dead else []
+
+    def dead(self) -> list[NodeId]:
+        """Members that fell silent and may only be out of reach, in node-id order."""
+        return sorted(node for node, row in self._lost.items() if row.member.status == "dead")
 
     def bucket(self, bucket: int) -> Iterator[Row]:
         """The rows that count for a bucket's hash, in node-id order."""

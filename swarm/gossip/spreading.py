@@ -188,11 +188,15 @@ class Spreading:
         return self.fill(Send(peer, Message(Spread())) for peer in peers)
 
     def _exchange_in_turn(self, now: float) -> list[Send]:
-        """With a live member, and with a dead one: nothing else would tell that a partition healed."""
+        """With a live member, and with a dead one: nothing else would tell that a partition healed.
+
+        The dead one may have buried this node, too, and know only where it once listened.
+        """
         self._exchange_in = min(self._config.push_pull_s, 2 * self._exchange_in)
         self._exchange_at = now + self._exchange_in * self._rng.uniform(0.8, 1.2)
         dead = self._register.some_dead()
-        return self.compare([*self.some_live(1), *dead])
+        for_the_dead = [Send(node, Message(Spread(records=(self._own.signed,)))) for node in dead]
+        return [*for_the_dead, *self.compare([*self.some_live(1), *dead])]
 
     def _differing(self, buckets: Sequence[int], everything: bool) -> Iterator[tuple[Signed | Notice, Sort]]:
         """Rows and notices of some buckets, beginning anywhere, lest the last are never sent."""

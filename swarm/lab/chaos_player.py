@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from random import Random
 
 from swarm.daemon.archive import newest_whole
+from swarm.daemon.links import forget_ports
 from swarm.daemon.options import UserError
 from swarm.lab.faults import (
     ClockSkew,
@@ -138,6 +139,8 @@ class Player:
                     self.paused.discard(child.name)
                     self.killed.add(child.pid)
                     self._swarm.kill(child.name)
+                    if isinstance(firing.fault, Restart) and firing.fault.moved:
+                        forget_ports(child.directory)
             case Pause(node=who):
                 for child in self._remember(firing, who):
                     self.paused.add(child.name)

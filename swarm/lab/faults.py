@@ -73,11 +73,15 @@ class Crash(_Fault):
 
 
 class Restart(_Fault):
-    """The process is killed and starts again `after_s` later, with what is on its disk."""
+    """The process is killed and starts again `after_s` later, with what is on its disk.
+
+    moved: it listens elsewhere then, as where others have taken its ports.
+    """
 
     kind: Literal["restart"]
     node: Selector
     after_s: Seconds
+    moved: bool = False
 
     @property
     def lasts_s(self) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
+from swarm.daemon.links import forget_ports
 from swarm.events import Event
 from swarm.lab.faults import (
     ClockSkew,
@@ -70,6 +71,8 @@ class Misfortune:
                 for process in self._remember(firing, who):
                     process.kill()
                     self._forget_pauses(process)
+                    if isinstance(firing.fault, Restart) and firing.fault.moved:
+                        forget_ports(process.directory)
             case Corrupt(node=who, messages=messages):
                 for process in self._remember(firing, who):
                     self._world.network.corrupt(process.node, messages)

@@ -22,6 +22,7 @@ from swarm.daemon.compute import CostCompute
 from swarm.daemon.coordinator import found_once
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.daemon.gossip_setup import GossipSetup
+from swarm.daemon.links import What, keep_port, kept_port
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation
 from swarm.daemon.rejoining import keep_in_touch
@@ -42,7 +43,7 @@ from transport.identity import Identity
 from transport.link import Endpoint
 from transport.machine import NodeId
 from transport.sim_link import SimLink
-from transport.sim_network import SimNetwork
+from transport.sim_network import SIMULATED, SimNetwork
 from transport.virtual_time import OWNER, VirtualTimeLoop
 from transport.wire import Body, Schema, Signed
 
@@ -180,11 +181,18 @@ class SimProcess(ABC):
         return random.Random(self.rng.getrandbits(64))
 
     def _open(self, work_schema: Schema) -> tuple[SimLink, SimLink]:
-        network, key = self.ground.network, self.identity.curve_public
-        gossip = network.open(self.node, curve_key=key, schema=GOSSIP_SCHEMA)
-        work = network.open(self.node, curve_key=key, schema=work_schema)
+        gossip, work = self._listen("gossip", GOSSIP_SCHEMA), self._listen("work", work_schema)
         self.links = (gossip, work)
         return gossip, work
+
+    def _listen(self, what: What, schema: Schema) -> SimLink:
+        """A link at the address of the last life, if that is kept: an address is a number here."""
+        kept, key = kept_port(self.directory, what), self.identity.curve_public
+        address = f"{SIMULATED}{kept}" if kept else None
+        link = self.ground.network.open(self.node, curve_key=key, schema=schema, address=address)
+        if not kept:
+            keep_port(self.directory, what, int(link.endpoint.address.removeprefix(SIMULATED)))
+        return link
 
     def _setup(self, gossip: SimLink, work: SimLink) -> GossipSetup:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -133,8 +133,14 @@ def _crash(rng: Random, job: Job) -> Fields:
 
 
 def _restart(rng: Random, job: Job) -> Fields:
-    for _ in range(rng.randint(1, 3)):
-        yield {"kind": "restart", "node": _who(rng, job), "after_s": round(rng.uniform(0.2, LONGEST_S), 2)}
+    """One of them may come back elsewhere; two that did while apart could only meet through a third."""
+    found: list[dict[str, Any]] = [
+        {"kind": "restart", "node": _who(rng, job), "after_s": round(rng.uniform(0.2, LONGEST_S), 2)}
+        for _ in range(rng.randint(1, 3))
+    ]
+    if rng.random() < 0.5:
+        rng.choice(found)["moved"] = True
+    yield from found
 
 
 def _stage_lost(rng: Random, job: Job) -> Fields:

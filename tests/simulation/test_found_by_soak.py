@@ -1,10 +1,12 @@
 """What a soak of many seeds found, each as the smallest world that shows it."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from small_worlds import fault, play, script, small_job
 
+from swarm.daemon.node import next_incarnation
 from swarm.lab.sim_node import virtual_now
 from swarm.lab.simulate import whole_until_s
 from swarm.lab.soak import TINY
@@ -149,3 +151,33 @@ def test_what_is_printed_replays_a_world_to_its_last_whole_look(
     assert first.broken
     assert not again.broken
     assert breaks_s - 1.01 <= again.seconds < breaks_s
+
+
+GONE = """
+[[fault]]
+at_s = 3
+kind = "crash"
+node = "coordinator"
+[[fault]]
+at_s = 11
+kind = "partition"
+groups = [["node:0"], ["node:1", "node:2"]]
+for_s = 58
+"""
+
+
+def test_sides_that_buried_each_other_and_restarted_meet_again_without_a_coordinator() -> None:
+    """Seed 287: they came back on new ports, knew the others at old ones only, and nobody could tell them."""
+    again = '[[fault]]\nat_s = 33\nkind = "restart"\nnode = "node:{}"\nafter_s = 2'
+    faults = script("\n".join([GONE, *(again.format(node) for node in range(3))]))
+    job = small_job(nodes=3, cells=1, stages=1, iterations=200)
+    played = play(job, faults, until_s=132, model=TINY, flops_per_s=1e5)
+    assert played.outcome.broken == ()
+    nodes = played.world.nodes
+    assert {one.view.status(other.node) for one in nodes for other in nodes} == {"alive"}
+
+
+def test_a_life_outranks_whatever_the_last_one_refuted(tmp_path: Path) -> None:
+    """Seed 16: it came back with an incarnation that it had refuted with, and was not believed for good."""
+    last = next_incarnation(tmp_path)
+    assert next_incarnation(tmp_path) > last + 10_000
