@@ -39,6 +39,14 @@ def demo(
 
 def simulate(
     job: Annotated[Path | None, typer.Argument(help="A job.toml; none: the demo model.")] = None,
+    model: Annotated[
+        Literal["demo", "125m", "1b", "7b"] | None, typer.Option(help="Trained if no job is named.")
+    ] = None,
+    tensors: Annotated[
+        Literal["real", "none"],
+        typer.Option(help="none: all bytes and times, no numbers: for models of any size."),
+    ] = "real",
+    flops_per_s: Annotated[float, typer.Option(min=1e6, help="Of a node of middling speed.")] = 2e10,
     faults: Annotated[Path | None, typer.Option(help="A fault script: who is hit, how and when.")] = None,
     regions: Annotated[str, typer.Option(help="geo-distributed, 5-clusters or single-cluster.")] = "",
     churn: Annotated[str, typer.Option(help="Percent of the nodes an hour, a preset, checkfree:P.")] = "",
@@ -65,6 +73,8 @@ def simulate(
     """The same nodes in one process, on a simulated network, in virtual time. 1 if a promise broke.
 
     Example: farflung simulate --regions geo-distributed --nodes 20 --plot run.png
+
+    Example: farflung simulate --nodes 100 --model 1b --tensors none --flops-per-s 1e13
     """
     if only == "membership":
         from swarm.lab.crowd_run import crowd_options, render_crowd, run_crowd
@@ -86,6 +96,9 @@ def simulate(
 
     asked = SimulateOptions(
         job=job,
+        model=model,
+        tensors=tensors,
+        flops_per_s=flops_per_s,
         faults=faults,
         regions=regions,
         churn=churn,

@@ -34,12 +34,13 @@ CELLS_NAMED_MAX = 8
 class Story:
     """What is drawn. Times in virtual seconds.
 
-    losses: by cell, (time, loss of an iteration). live: (time, worker nodes that run from then on).
+    losses: by cell, (time, loss of an iteration, None without tensors).
+    live: (time, worker nodes that run from then on).
     tokens: (begin, end, tokens) of every committed iteration of all cells. faults: (time, what) as
         they began.
     """
 
-    losses: dict[str, list[tuple[float, float]]]
+    losses: dict[str, list[tuple[float, float | None]]]
     live: list[tuple[float, int]]
     tokens: list[tuple[float, float, int]]
     faults: list[tuple[float, str]]
@@ -47,7 +48,7 @@ class Story:
 
 def story(events: Sequence[Event]) -> Story:
     """What the events of a run say of it."""
-    losses: dict[str, list[tuple[float, float]]] = {}
+    losses: dict[str, list[tuple[float, float | None]]] = {}
     tokens: list[tuple[float, float, int]] = []
     faults: list[tuple[float, str]] = []
     for event in events:
@@ -140,13 +141,18 @@ def _title(told: Story, seconds: float) -> str:
 
 
 def _draw_losses(axes: Axes, told: Story) -> None:
-    for number, (cell, points) in enumerate(told.losses.items()):
+    known = {c: [(at, loss) for at, loss in points if loss is not None] for c, points in told.losses.items()}
+    for number, (cell, points) in enumerate((c, points) for c, points in known.items() if points):
         times, losses = zip(*points, strict=True)
         name = f"cell {cell}" if number < CELLS_NAMED_MAX else None
         (line,) = axes.plot(times, smoothed(losses), linewidth=1.6, label=name)
         axes.plot(times, losses, linewidth=0.7, alpha=0.35, color=line.get_color())
     axes.set_ylabel(f"training loss (nats per token)\nbold: mean of {SMOOTH} iterations")
-    if told.losses:
+    if told.losses and not any(known.values()):
+        absent = "no losses: the tensors were left out"
+        axes.text(0.5, 0.5, absent, transform=axes.transAxes, ha="center", color=INK)
+        axes.set_yticks([])
+    elif told.losses:
         axes.legend(frameon=False, fontsize=9, loc="upper right")
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from swarm.job import Job
+
+ModelName = Literal["demo", "125m", "1b", "7b"]
+STAGES: dict[ModelName, int] = {"demo": 4, "125m": 4, "1b": 12, "7b": 17}
+"""Of a simulated job: each with a few layers, whose state a volunteer's machine would hold."""
 
 
 def demo_job(*, nodes: int, iterations: int, name: str = "demo") -> Job:
@@ -38,6 +44,32 @@ def simulated_job(*, nodes: int, iterations: int = 200) -> Job:
                 "stages": min(4, nodes),
                 "microbatch": 2,
                 "microbatches": 2,
+            },
+            "inner": {"iterations": iterations, "warmup": min(20, iterations // 4)},
+            "outer": {"every": 20},
+            "recovery": {"checkpoint_every": 100},
+        }
+    )
+
+
+def large_job(model: ModelName, *, nodes: int, iterations: int = 200) -> Job:
+    """What `farflung simulate --model` trains: a size of the papers, in as many cells as there are nodes for.
+
+    Windows of 1,024 byte tokens, hops in int8, a round every 20 iterations.
+    """
+    stages = min(STAGES[model], nodes)
+    return Job.model_validate(
+        {
+            "name": "simulated",
+            "model": {"preset": model},
+            "data": {"sequence": 1024},
+            "pipeline": {
+                "nodes": nodes,
+                "cells": nodes // stages,
+                "stages": stages,
+                "microbatch": 2,
+                "microbatches": 8,
+                "hop_codec": "int8",
             },
             "inner": {"iterations": iterations, "warmup": min(20, iterations // 4)},
             "outer": {"every": 20},

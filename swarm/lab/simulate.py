@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from swarm.daemon.options import UserError
 from swarm.events import Event
@@ -16,10 +19,13 @@ from swarm.job import Job, load_job
 from swarm.lab.churn import HOUR_S, churn, sped_up
 from swarm.lab.faults import Fault, load_faults
 from swarm.lab.plot import check_plot, plot_run
-from swarm.lab.recipes import simulated_job
+from swarm.lab.recipes import ModelName, large_job, simulated_job
 from swarm.lab.regions import load_regions
 from swarm.lab.trace import load_trace, replay
 from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions, run_world
+from swarm.pipeline.data import BYTE_VOCAB
+from swarm.pipeline.model import preset
+from swarm.pipeline.room import FLOAT_BYTES, STATE_FLATS
 
 NODES = 20
 """Of the demo recipe, if nobody says how many."""
@@ -32,7 +38,8 @@ LAST_EVENTS = 12
 class SimulateOptions:
     """What a person asked for. See `farflung simulate --help`.
 
-    job: None trains the demo model, by the recipe for `nodes` nodes.
+    job: None trains `model`, by the recipe for `nodes` nodes.
+    tensors: "none" leaves them out: see `lab/hollow.py`. flops_per_s: see `WorldOptions`.
     regions: the setting of `regions.toml` that says where nodes stand; "" draws paths from the seed.
     churn: see `churn.churn`; "" is none. trace: a recorded day of additions and removals.
     speed_up: churn and trace go so many times as fast as they say.
@@ -40,6 +47,9 @@ class SimulateOptions:
     """
 
     job: Path | None = None
+    model: ModelName | None = None
+    tensors: Literal["real", "none"] = "real"
+    flops_per_s: float = 2e10
     faults: Path | None = None
     regions: str = ""
     churn: str = ""
@@ -70,7 +80,7 @@ def run_simulate(options: SimulateOptions) -> dict[str, Any]:
 
 def _replay(options: SimulateOptions, outcome: Outcome) -> dict[str, Any]:
     """What plays this run again; if something broke, what came last, and when to stop before it."""
-    found: dict[str, Any] = {"seed": options.seed}
+    found: dict[str, Any] = {"seed": options.seed, "tensors": options.tensors}
     if options.churn or options.trace is not None:
         found["speed_up"] = options.speed_up
     if outcome.broken:
@@ -93,6 +103,8 @@ def _world(options: SimulateOptions) -> WorldOptions:
     nodes = options.nodes or job.pipeline.nodes
     if nodes < job.pipeline.nodes:
         raise UserError(f"the job waits for {job.pipeline.nodes} nodes: --nodes {nodes} would never begin")
+    if options.tensors == "real":
+        _check_memory(job)
     faults = load_faults(options.faults) if options.faults else ()
     _check_faults(faults, job, nodes)
     return WorldOptions(
@@ -101,7 +113,9 @@ def _world(options: SimulateOptions) -> WorldOptions:
         seed=options.seed,
         nodes=nodes,
         until_s=options.until_s,
+        flops_per_s=options.flops_per_s,
         regions=load_regions().setting(options.regions) if options.regions else (),
+        tensors=options.tensors,
         examine=True,
     )
 
@@ -109,10 +123,29 @@ def _world(options: SimulateOptions) -> WorldOptions:
 def _job(options: SimulateOptions) -> Job:
     """The job that was named, or the recipe for so many nodes."""
     if options.job is not None:
+        if options.model is not None:
+            raise UserError(f"{options.job} says which model it trains: leave --model out")
         return load_job(options.job)
     if not (options.nodes or options.regions):
         raise UserError("name a job.toml, or give --nodes or --regions to train the demo model")
-    return simulated_job(nodes=options.nodes or NODES)
+    nodes = options.nodes or NODES
+    try:
+        return large_job(options.model, nodes=nodes) if options.model else simulated_job(nodes=nodes)
+    except ValidationError as error:
+        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"there can be no job for {nodes} nodes: {why}") from None
+
+
+def _check_memory(job: Job) -> None:
+    """All nodes of a world share the memory of one machine: say so now, not when it is full."""
+    parameters = preset(job.model.preset, BYTE_VOCAB).parameters * min(job.pipeline.cells, job.pipeline.nodes)
+    needed = parameters * STATE_FLATS * FLOAT_BYTES
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > here:
+        raise UserError(
+            f"{job.pipeline.cells} cells of a {job.model.preset} model hold {needed / 1e9:.0f} GB of states, "
+            f"this machine has {here / 1e9:.0f}: --tensors none leaves them out"
+        )
 
 
 def _churn(options: SimulateOptions, job: Job, nodes: int) -> Sequence[Fault]:
@@ -156,14 +189,16 @@ def write_run(events: Sequence[Event], out: Path) -> Path:
 
 
 def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
-    """The numbers a person looks at first.
+    """The numbers a person looks at first. What is not known, for want of tensors, is None.
 
     iterations: of the cell that came furthest. losses: mean training loss of its first and last.
+    tokens_per_s: committed by all cells in a virtual second. bytes_sent: on all links.
     loss_validation: of its model at the end, on held-out text. failures: processes that a fault hit.
     """
     commits = [event for event in outcome.events if event.kind == "committed"]
     furthest = max(commits, key=lambda event: event.fields["iteration"], default=None)
     cell = furthest.fields["cell"] if furthest else ""
+    tokens = sum(event.fields.get("tokens", 0) for event in commits)
     losses = [event.fields["loss"] for event in commits if event.fields["cell"] == cell]
     recovered = [e.fields for e in outcome.events if e.kind == "recovered"]
     killed = ("crash", "restart")
@@ -173,6 +208,9 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
         "loss_validation": None if outcome.validation is None else round(outcome.validation, 5),
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / outcome.seconds, 1),
+        "bytes_sent": outcome.bytes_sent,
         "virtual_s": round(outcome.seconds, 3),
         "real_s": round(real_s, 3),
         "failures": sum(
@@ -184,13 +222,20 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
     }
 
 
+def _losses(found: dict[str, Any]) -> str:
+    if found["tensors"] == "none":
+        return "no losses: the tensors were left out"
+    return f"loss {found['loss_first']} -> {found['loss_last']}, on held-out text {found['loss_validation']}"
+
+
 def render(found: dict[str, Any]) -> str:
     """The summary for a person."""
     recoveries = ", ".join(f"stage {r['stage']} by {r['how']}" for r in found["recoveries"]) or "none"
     lines = [
         f"{found['iterations']} iterations{'' if found['finished'] else ', not finished'}"
         f" in {found['virtual_s']:.1f} virtual seconds ({found['real_s']:.1f} real)",
-        f"loss {found['loss_first']} -> {found['loss_last']}, on held-out text {found['loss_validation']}",
+        f"{found['tokens_per_s']:,.0f} tokens a second, {found['bytes_sent'] / 1e9:.3f} GB sent",
+        _losses(found),
         f"killed: {', '.join(found['killed']) or 'nobody'}; recoveries: {recoveries}",
         f"events: {found['events']}",
         *([f"churn {found['speed_up']:g} times as fast"] if "speed_up" in found else []),

@@ -60,7 +60,7 @@ class WorldOptions:
     regions: that nodes are dealt to in turn; then what was measured between them holds instead.
     model: what is trained instead of the job's preset, for worlds whose messages alone matter.
     tensors: "none" leaves them out: bytes, times and failures are as they would be, losses unknown.
-    examine: ask at the end how good the model is on held-out text.
+    examine: ask at the end how good the model is on held-out text, if there is one.
     gossip, queues: how membership behaves, and what a link keeps for a peer at most.
     """
 
@@ -84,13 +84,15 @@ class WorldOptions:
 class Outcome:
     """What a run left: events in order, virtual seconds, and what was broken (nothing, if all is well).
 
-    validation: held-out loss of the cell that came furthest, if it was asked for and a cell is whole.
+    bytes_sent: on all links. validation: held-out loss of the cell that came furthest, if it was asked
+        for and a cell is whole.
     """
 
     events: tuple[Event, ...]
     seconds: float
     finished: bool
     broken: tuple[str, ...]
+    bytes_sent: int = 0
     validation: float | None = None
 
 
@@ -282,7 +284,7 @@ class World:
             broken = broken or self.check()
             finished = self.finished()
             self.evidence.end(self.nodes, self.job)
-            validation = self._examined() if self.options.examine else None
+            validation = self._examined() if self.options.examine and not self._hollow else None
             for task in beside:
                 task.cancel()
             for process in self.live():
@@ -292,6 +294,7 @@ class World:
             seconds=virtual_now(),
             finished=finished,
             broken=broken,
+            bytes_sent=sum(self.network.traffic.count(lane).sent for lane in ("control", "bulk")),
             validation=validation,
         )
 

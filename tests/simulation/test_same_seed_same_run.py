@@ -92,9 +92,9 @@ KINDS = (
 CHURN = ("--churn", "60", "--speed-up", "40")
 
 
-def simulate(directory: Path, *, seed: int, hash_seed: int) -> tuple[bytes, dict[str, object]]:
+def simulate(directory: Path, *more: str, seed: int, hash_seed: int) -> tuple[bytes, dict[str, object]]:
     out = directory / f"out-{seed}-{hash_seed}"
-    inputs = [str(directory / "job.toml"), "--faults", str(directory / "faults.toml")]
+    inputs = [str(directory / "job.toml"), "--faults", str(directory / "faults.toml"), *more]
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, *inputs, *CHURN, "--seed", str(seed), "--out", str(out), "--json"],
         cwd=ROOT,
@@ -126,6 +126,17 @@ def test_two_processes_write_the_same_bytes_and_another_seed_writes_others(job_d
     assert len(found["killed"]) > 1  # type: ignore[arg-type]
     done = {json.loads(line).get("what") for line in first.splitlines() if b'"event":"fault"' in line}
     assert set(KINDS) <= done, set(KINDS) - done
+
+
+def test_two_processes_without_tensors_write_the_same_bytes_and_no_loss(job_directory: Path) -> None:
+    none = ("--tensors", "none")
+    first, found = simulate(job_directory, *none, seed=7, hash_seed=1)
+    second, _ = simulate(job_directory, *none, seed=7, hash_seed=2)
+    assert first == second
+    assert found["finished"]
+    assert (found["loss_first"], found["loss_last"], found["loss_validation"]) == (None, None, None)
+    losses = {event["loss"] for line in first.splitlines() if "loss" in (event := json.loads(line))}
+    assert losses == {None}
 
 
 def test_events_are_in_order_of_virtual_time_and_name_no_path(job_directory: Path) -> None:

@@ -46,6 +46,17 @@ def test_losses_are_by_cell_and_the_end_of_a_fault_is_no_fault() -> None:
     assert told.faults == [(3.0, "restart"), (4.0, "restart"), (7.0, "pause")]
 
 
+def test_a_run_without_tensors_is_drawn_and_says_what_it_lacks(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    unknown = [Event(e.kind, e.time, e.node, {**e.fields, "loss": None}) for e in EVENTS]
+    assert story(unknown).losses["c0"] == [(2.0, None), (8.0, None)]
+    plot_run(unknown, 10.0, tmp_path / "run.svg")
+    plot_run(EVENTS, 10.0, tmp_path / "known.svg")
+    absent = "<!-- no losses: the tensors were left out -->"
+    assert absent in (tmp_path / "run.svg").read_text()
+    assert absent not in (tmp_path / "known.svg").read_text()
+
+
 def test_throughput_is_all_cells_tokens_over_the_time_they_took() -> None:
     assert per_second(story(EVENTS).tokens, 10.0, 5) == pytest.approx([50.0, 75.0, 75.0, 50.0, 0.0])
     assert per_second([(9.0, 10.0, 7)], 10.0, 2) == pytest.approx([0.0, 7 / 5])

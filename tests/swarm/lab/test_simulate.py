@@ -9,7 +9,7 @@ from swarm.daemon.options import UserError
 from swarm.events import Event
 from swarm.job import Job, JobError, dump_job
 from swarm.lab.faults import FaultError
-from swarm.lab.recipes import simulated_job
+from swarm.lab.recipes import ModelName, large_job, simulated_job
 from swarm.lab.simulate import SimulateOptions, render, run_simulate, summary, write_run
 from swarm.lab.world import Outcome
 
@@ -49,6 +49,8 @@ def test_files_that_are_not_there_are_named(tmp_path: Path, job: Path) -> None:
         ({"nodes": 4, "churn": "often"}, "--churn often is not a percentage"),
         ({"nodes": 4, "trace": Path("noday.csv")}, "noday"),
         ({"nodes": 4, "plot": Path("run.txt")}, r"ends in \.png|needs matplotlib"),
+        ({"nodes": 1500, "model": "7b"}, r"GB of states, this machine has \d+: --tensors none leaves"),
+        ({"nodes": 5000}, "no job for 5000 nodes: .*nodes is over 2048"),
     ],
 )
 def test_what_cannot_be_simulated_is_one_sentence_before_the_run(
@@ -56,6 +58,31 @@ def test_what_cannot_be_simulated_is_one_sentence_before_the_run(
 ) -> None:
     with pytest.raises((UserError, FaultError), match=sentence):
         run_simulate(SimulateOptions(**mistake))
+
+
+def test_a_job_says_itself_which_model_it_trains(job: Path) -> None:
+    with pytest.raises(UserError, match="leave --model out"):
+        run_simulate(SimulateOptions(job=job, model="1b"))
+
+
+@pytest.mark.parametrize(("model", "nodes", "cells"), [("125m", 3, 1), ("1b", 100, 8), ("7b", 100, 5)])
+def test_the_recipe_of_a_large_model_fits_any_number_of_nodes(
+    model: ModelName, nodes: int, cells: int
+) -> None:
+    recipe = large_job(model, nodes=nodes)
+    assert recipe.model.preset == model
+    assert (recipe.pipeline.nodes, recipe.pipeline.cells) == (nodes, cells)
+    assert recipe.pipeline.stages * cells <= nodes
+
+
+def test_without_tensors_a_summary_says_that_there_are_no_losses(tmp_path: Path) -> None:
+    fields = {"cell": "c0", "iteration": 1, "loss": None, "tokens": 900}
+    events = (Event("committed", 1.0, "n", fields),)
+    world = Outcome(events=events, seconds=9.0, finished=True, broken=(), bytes_sent=2_000_000_000)
+    found = summary(world, 1.0) | {"tensors": "none", "events": "run.jsonl"}
+    assert (found["loss_first"], found["loss_last"], found["loss_validation"]) == (None, None, None)
+    assert "no losses: the tensors were left out" in render(found)
+    assert "100 tokens a second, 2.000 GB sent" in render(found)
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 8, 20])
@@ -85,7 +112,7 @@ def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
     path = write_run(events, tmp_path)
     assert len(path.read_text().splitlines()) == 5
     again = {"seed": 3, "whole_until_s": 7.0, "last": ['{"event":"fault"}'], "speed_up": 60.0}
-    text = render(found | {"events": str(path)} | again)
+    text = render(found | {"events": str(path), "tensors": "real"} | again)
     assert "BROKEN: two records" in text
     assert '{"event":"fault"}' in text
     assert "churn 60 times as fast" in text
