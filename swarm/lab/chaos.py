@@ -123,7 +123,13 @@ def prepare(options: ChaosOptions) -> Scene:
         raise UserError(f"the job waits for {job.pipeline.nodes} nodes: --nodes {nodes} would never begin")
     script = load_faults(options.faults) if options.faults else ()
     dealt = _deal(options.regions, nodes, because)
-    refuse_impossible(script, nodes=nodes, because=because, regions=set(dealt.values()))
+    refuse_impossible(
+        script,
+        nodes=nodes,
+        stages=job.pipeline.stages,
+        because=because,
+        regions=set(dealt.values()),
+    )
     return Scene(
         job=job,
         faults=timed(script, nodes=nodes, until_s=60 * options.minutes, rng=Random(options.seed)),

@@ -25,10 +25,12 @@ from swarm.lab.faults import (
     Restart,
     SlowCompute,
     SlowLink,
+    hit_nobody,
+    selectors_of,
 )
 from swarm.lab.processes import Child, RealSwarm
 from swarm.lab.schedule import FaultSchedule, Firing
-from swarm.lab.selectors import Standing, select
+from swarm.lab.selectors import Standing, may_fit_later, select
 from swarm.lab.wan import WideArea
 
 TURN_S = 0.1
@@ -40,11 +42,12 @@ PLAYABLE = (Crash, Restart, Pause, Cut, Partition, SlowLink, SlowCompute, DiskFu
 
 
 def refuse_impossible(
-    faults: Sequence[Fault], *, nodes: int, because: str, regions: Collection[str] = ()
+    faults: Sequence[Fault], *, nodes: int, stages: int, because: str, regions: Collection[str] = ()
 ) -> None:
     """Raise UserError for what real processes cannot be made to suffer.
 
-    because: why there is no emulated network, empty if there is one. regions: with a node in them.
+    stages: of the job. because: why there is no emulated network, empty if there is one. regions: with
+    a node in them.
     """
     for fault in faults:
         if isinstance(fault, Cut | Partition | SlowLink) and because:
@@ -68,17 +71,10 @@ def refuse_impossible(
             if which == "region" and number not in regions:
                 known = f"only in {', '.join(sorted(regions))}" if regions else "in no region"
                 raise UserError(f"{selector!r} hits nobody: the nodes of this swarm are {known}")
+            if which in ("holder", "holders") and int(number) >= stages:
+                raise UserError(f"{selector!r} hits nobody: the job has {stages} stages, the first is 0")
             if which == "node" and int(number) >= nodes:
                 raise UserError(f"{selector!r} names no node: there are {nodes}, node:0 is the first")
-
-
-def selectors_of(fault: Fault) -> tuple[str, ...]:
-    """Everybody that a fault names."""
-    if isinstance(fault, Cut):
-        return tuple(who for side in fault.between for who in side)
-    if isinstance(fault, Partition):
-        return tuple(who for side in fault.groups for who in side)
-    return (fault.node,)
 
 
 class Player:
@@ -120,7 +116,23 @@ class Player:
         """Do what is due."""
         self.ids |= {name: child.node for name, child in self._swarm.children.items() if child.node}
         for firing in self._schedule.due(now_s, iteration):
-            await (self._undo(firing) if firing.undo else self._begin(firing))
+            if firing.undo:
+                await self._undo(firing)
+            elif self._fits_nobody_yet(firing):
+                self._schedule.put_off_again(firing, now_s)
+            else:
+                await self._begin(firing)
+
+    def not_happened(self) -> list[str]:
+        """Sentences: the faults that were due and hit nobody, and those that still wait for somebody."""
+        waiting = (self._schedule.faults[index] for index in sorted(self._schedule.put_off))
+        return [*self.missed, *(hit_nobody(fault) for fault in waiting)]
+
+    def _fits_nobody_yet(self, firing: Firing) -> bool:
+        """Whether a fault names a part that nobody plays yet, such as a stage that is not placed."""
+        alive, chance = self._swarm.alive, Random(0)  # not its own: to look changes nothing
+        names = [who for who in selectors_of(firing.fault) if may_fit_later(who)]
+        return any(not set(self._who(who, chance)).intersection(alive) for who in names)
 
     def release(self) -> None:
         """Let everything that was stopped or slowed go on, so that it can be asked to leave."""
@@ -194,7 +206,7 @@ class Player:
         self._count(firing, hit)
         return hit
 
-    def _who(self, selector: str) -> tuple[str, ...]:
+    def _who(self, selector: str, rng: Random | None = None) -> tuple[str, ...]:
         alive = self._swarm.alive
         standing = Standing(
             nodes=self._nodes,
@@ -203,14 +215,13 @@ class Player:
             holders=self.holders,
             regions=_by_region(self.regions, alive),
         )
-        return select(selector, standing, self._rng)
+        return select(selector, standing, rng or self._rng)
 
     def _count(self, firing: Firing, hit: Collection[object]) -> None:
         if hit:
             self.begun[firing.fault.kind] = self.begun.get(firing.fault.kind, 0) + 1
         else:
-            wanted = ", ".join(selectors_of(firing.fault))
-            self.missed.append(f"{firing.fault.kind} of {wanted} met nobody alive")
+            self.missed.append(hit_nobody(firing.fault))
 
     # -- how --------------------------------------------------------------------------------
 

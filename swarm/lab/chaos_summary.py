@@ -16,7 +16,7 @@ def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
 
     iterations: of the cell that came furthest. losses: training losses of the first commit of all
     and of that cell's last; commits that counted no token (their number is `empty`) have none.
-    longest_gap_s: between two commits of whichever cells.
+    longest_gap_s: between two commits of whichever cells. missed: faults of the script that hit nobody.
     """
     tally = Tally()
     tally.add(run.story)
@@ -35,7 +35,7 @@ def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
         "tokens": sum(commit.tokens for commit in commits),
         "longest_gap_s": round(longest_gap_s(commits), 1),
         "faults": dict(player.begun),
-        "missed": player.missed,
+        "missed": player.not_happened(),
         "kills": len(killed),
         "killed": dict(sorted(Counter(killed).items())),
         "recoveries": tally.recoveries,
@@ -72,6 +72,7 @@ def render(found: dict[str, Any]) -> str:
         f"{found['kills']} killed: {kills}; longest gap without a commit {found['longest_gap_s']:.1f} s",
         f"stages recovered: {recovered}; the slowest in {slowest:.1f} s",
         f"false deaths: {found['false_deaths']}",
+        *(f"DID NOT HAPPEN: {sentence}" for sentence in found["missed"]),
         *(f"  {_verdict(verdict)}  {name.replace('_', ' ')}" for name, verdict in found["checks"].items()),
         *(f"BROKEN: {sentence}" for sentence in found["broken"]),
         f"the story is in {found['out']}/run.jsonl, the nodes' logs are beside it",

@@ -55,8 +55,8 @@ def tokens_are_counted_once(world: World) -> Iterator[str]:
     for record in world.evidence.fresh():
         # A newcomer of this very slot may be gone again when it is decided: only the plan names it.
         expected = job.pipeline.microbatches * world.evidence.data_nodes(record)
-        founded = world.evidence.was_founded(record.cell, record.slot - 1)
-        sent = world.wiretap.planned_in(record.cell, record.slot, founded_before=founded)
+        foundings = world.evidence.foundings_before(record.cell, record.slot)
+        sent = world.wiretap.planned_in(record.cell, record.slot, foundings_before=foundings)
         planned = batch * max(expected, sent)
         counts = [record.tokens, *(total.tokens for total in record.sums)]
         if record.act == "step" and any(count > planned or count % batch for count in counts):

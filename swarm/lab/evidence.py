@@ -12,7 +12,7 @@ from swarm.daemon.bridge import FactsChanged
 from swarm.events import Event
 from swarm.job import Job
 from swarm.lab.sim_node import virtual_now
-from swarm.messages import CellRecord
+from swarm.messages import CellRecord, origin_of
 from swarm.pipeline.trainer import Trainer
 from transport.wire import Body
 
@@ -140,14 +140,25 @@ class Evidence:
         for key in self.touched:
             yield from self.records[key]
 
-    def was_founded(self, cell: str, slot: int) -> bool:
-        """Whether this slot is the founding of a cell."""
-        return any(record.act == "found" for record in self.records.get((cell, slot), ()))
+    def foundings_before(self, cell: str, slot: int) -> int:
+        """How many slots in a row, up to the one before, were foundings: of this cell, then of its kin."""
+        if not _founds(self.records.get((cell, slot - 1), ())):
+            return 0
+        founded = {at for (of, at), found in self.records.items() if _founds(found) and _kin(of, cell)}
+        return next(count for count in range(1, slot + 2) if slot - 1 - count not in founded)
 
     def data_nodes(self, record: CellRecord) -> int:
         """How many data nodes the roster of a slot and the one before it name."""
         before = self.records.get((record.cell, record.slot - 1), [])
         return len({node for r in (record, *before) for node in r.roster[0]})
+
+
+def _founds(records: Iterable[CellRecord]) -> bool:
+    return any(record.act == "found" for record in records)
+
+
+def _kin(cell: str, other: str) -> bool:
+    return origin_of(cell) == origin_of(other)
 
 
 def can_go_on(here: Sequence[Trainer], job: Job) -> bool:

@@ -193,6 +193,20 @@ Fault = (
 )
 
 
+def selectors_of(fault: Fault) -> tuple[str, ...]:
+    """Everybody that a fault names."""
+    if isinstance(fault, Cut):
+        return tuple(who for side in fault.between for who in side)
+    if isinstance(fault, Partition):
+        return tuple(who for side in fault.groups for who in side)
+    return (fault.node,)
+
+
+def hit_nobody(fault: Fault) -> str:
+    """What is said of a fault that never happened."""
+    return f"{fault.kind} of {', '.join(selectors_of(fault))} met nobody alive"
+
+
 class _Script(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

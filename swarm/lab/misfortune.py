@@ -24,9 +24,11 @@ from swarm.lab.faults import (
     Restart,
     SlowCompute,
     SlowLink,
+    hit_nobody,
+    selectors_of,
 )
 from swarm.lab.schedule import FaultSchedule, Firing, timed
-from swarm.lab.selectors import Standing, select
+from swarm.lab.selectors import Standing, may_fit_later, select
 from swarm.lab.sim_node import SimNode, SimProcess, virtual_now
 from transport.machine import NodeId
 from transport.sim_paths import Cut as Severed
@@ -58,12 +60,27 @@ class Misfortune:
         while True:
             self._world.news.clear()
             for firing in self._schedule.due(virtual_now(), self._world.iteration):
-                self._undo(firing) if firing.undo else self._begin(firing)
+                if firing.undo:
+                    self._undo(firing)
+                elif self._fits_nobody_yet(firing):
+                    self._schedule.put_off_again(firing, virtual_now())
+                else:
+                    self._begin(firing)
             due = self._schedule.next_s()
             wait_s = LOOK_S if due is None else max(0.0, due - virtual_now())
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._world.news.wait()
+
+    def not_happened(self) -> list[str]:
+        """Sentences: the faults that still wait for somebody to hit."""
+        return [hit_nobody(self._schedule.faults[index]) for index in sorted(self._schedule.put_off)]
+
+    def _fits_nobody_yet(self, firing: Firing) -> bool:
+        """Whether a fault names a part that nobody plays yet, such as a stage that is not placed."""
+        chance = Random(0)  # not the world's own: to look changes nothing
+        names = [who for who in selectors_of(firing.fault) if may_fit_later(who)]
+        return any(not any(p.running for p in self._who(who, chance)) for who in names)
 
     def _begin(self, firing: Firing) -> None:
         match firing.fault:
@@ -187,7 +204,7 @@ class Misfortune:
         self._note(firing.fault.kind, hit)
         return hit
 
-    def _who(self, selector: str) -> list[SimProcess]:
+    def _who(self, selector: str, rng: Random | None = None) -> list[SimProcess]:
         world = self._world
         standing = Standing(
             nodes=[node.node for node in world.nodes],
@@ -196,7 +213,7 @@ class Misfortune:
             holders=world.holders(),
             regions=world.regions(),
         )
-        chosen = select(selector, standing, self._rng)
+        chosen = select(selector, standing, rng or self._rng)
         return [process for process in world.processes if process.node in chosen]
 
     def _sides(self, firing: Firing, sides: Sequence[Sequence[str]]) -> list[list[NodeId]]:

@@ -10,6 +10,9 @@ from random import Random
 
 from swarm.lab.faults import Fault
 
+AGAIN_S = 1.0
+"""How soon a fault that has hit nobody is tried again."""
+
 
 def timed(faults: Sequence[Fault], *, nodes: int, until_s: float, rng: Random) -> tuple[Fault, ...]:
     """The script with every fault by rate replaced by the hits that chance draws for it.
@@ -59,11 +62,15 @@ class Firing:
 
 @dataclass(slots=True)
 class FaultSchedule:
-    """Which faults are due. `faults` are begun in order of time, then of the script."""
+    """Which faults are due. `faults` are begun in order of time, then of the script.
+
+    put_off: those that were due and hit nobody: they are due again every `AGAIN_S`.
+    """
 
     faults: Sequence[Fault]
     _waiting: list[int] = field(init=False)
     _undo: list[tuple[float, int]] = field(init=False, default_factory=list)
+    put_off: dict[int, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._waiting = sorted(range(len(self.faults)), key=lambda index: self.faults[index].at_s or 0.0)
@@ -77,18 +84,27 @@ class FaultSchedule:
         while self._undo and self._undo[0][0] <= now_s:
             index = heapq.heappop(self._undo)[1]
             undone.append(Firing(index, self.faults[index], undo=True))
+        again = sorted(index for index, at_s in self.put_off.items() if at_s <= now_s)
         begun = [index for index in self._waiting if _begins(self.faults[index], now_s, iteration)]
+        self.put_off = {index: at_s for index, at_s in self.put_off.items() if index not in again}
         self._waiting = [index for index in self._waiting if index not in begun]
+        begun = [*again, *begun]
         for index in begun:
             lasts_s = self.faults[index].lasts_s
             if lasts_s is not None:
                 heapq.heappush(self._undo, (now_s + lasts_s, index))
         return (*undone, *(Firing(index, self.faults[index]) for index in begun))
 
+    def put_off_again(self, firing: Firing, now_s: float) -> None:
+        """A fault that was just to begin has nobody to hit yet."""
+        self._undo = [(at_s, index) for at_s, index in self._undo if index != firing.index]
+        heapq.heapify(self._undo)
+        self.put_off[firing.index] = now_s + AGAIN_S
+
     def next_s(self) -> float | None:
         """When `due` next has something to do, as far as time alone decides."""
         times = [at_s for index in self._waiting if (at_s := self.faults[index].at_s) is not None]
-        return min([*times, *(when for when, _ in self._undo)], default=None)
+        return min([*times, *self.put_off.values(), *(when for when, _ in self._undo)], default=None)
 
 
 def _begins(fault: Fault, now_s: float, iteration: int) -> bool:

@@ -42,6 +42,11 @@ class Standing:
     regions: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
+def may_fit_later(selector: str) -> bool:
+    """Whether somebody may come to be meant who is not now: it names a part, not a process."""
+    return selector.partition(":")[0] in ("random", "holder", "holders", "region")
+
+
 def select(selector: str, standing: Standing, rng: Random) -> tuple[str, ...]:
     """Whom a selector means now. Empty if nobody fits, such as a stage that nobody holds."""
     which, _, number = selector.partition(":")

@@ -218,6 +218,7 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
         ),
         "killed": [e.node[:12] for e in outcome.events if e.kind == "fault" and e.fields["what"] in killed],
         "recoveries": [{key: found.get(key) for key in ("stage", "how", "seconds")} for found in recovered],
+        "missed": list(outcome.missed),
         "broken": list(outcome.broken),
     }
 
@@ -239,6 +240,7 @@ def render(found: dict[str, Any]) -> str:
         f"killed: {', '.join(found['killed']) or 'nobody'}; recoveries: {recoveries}",
         f"events: {found['events']}",
         *([f"churn {found['speed_up']:g} times as fast"] if "speed_up" in found else []),
+        *(f"DID NOT HAPPEN: {sentence}" for sentence in found["missed"]),
         *(f"BROKEN: {sentence}" for sentence in found["broken"]),
         *(f"    {line[:200]}" for line in found.get("last", ())),
     ]

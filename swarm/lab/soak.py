@@ -235,10 +235,7 @@ async def _play(scenario: Scenario, directory: Path) -> Outcome:
     if scenario.liar:
         world.beside(lie(world, Random(f"liar {scenario.options.seed}")))
     outcome = await world.run()
-    if outcome.broken or outcome.finished or scenario.cut_off:
-        return outcome
-    stuck = world.evidence.stuck
-    if world.evidence.extinct or (not stuck and world.iteration >= world.job.inner.iterations):
-        return outcome  # nothing was left to train, or what is left over could not train alone
+    if outcome.broken or outcome.finished or scenario.cut_off or world.evidence.extinct:
+        return outcome  # extinct: nobody was left to rebuild the ends or the body from, as nothing promises
     late = f"not finished {PATIENCE_S:.0f} s after the last fault, {world.iteration} iterations committed"
-    return replace(outcome, broken=(late, *stuck))
+    return replace(outcome, broken=(late, *world.evidence.stuck))

@@ -110,13 +110,16 @@ def known(cache: Path) -> dict[int, dict[str, Any]]:
 
 
 def soak(options: SoakOptions) -> Iterator[dict[str, Any]]:
-    """Play what is not known yet, in this process or in `jobs` of its own, and yield every result."""
+    """Every result in the order of the seeds: kept, or played in this process or in `jobs` of its own."""
     keep = bool(options.commit) and not options.until_s
     before = known(options.cache) if keep else {}
-    yield from (before[seed] for seed in options.numbers if seed in before)
     missing = [seed for seed in options.numbers if seed not in before]
     played = _in_children(missing, options) if options.jobs > 1 else _here(missing, options)
-    for found in played:
+    for seed in options.numbers:
+        if seed in before:
+            yield before[seed]
+            continue
+        found = next(played)
         if keep:
             options.cache.parent.mkdir(parents=True, exist_ok=True)
             with options.cache.open("a", encoding="utf-8") as file:
@@ -130,7 +133,10 @@ def _here(seeds: Iterable[int], options: SoakOptions) -> Iterator[dict[str, Any]
 
 
 def _in_children(seeds: Sequence[int], options: SoakOptions) -> Iterator[dict[str, Any]]:
-    """Each job takes every so manyth seed and answers in lines; results come job after job."""
+    """Each job takes every so manyth seed and answers in lines, which are read in the order of the seeds.
+
+    The processes are ended with this generator, also when it is left early.
+    """
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "swarm.lab.soaking", "--answer", "--out", str(options.out)]
@@ -139,16 +145,20 @@ def _in_children(seeds: Sequence[int], options: SoakOptions) -> Iterator[dict[st
             stdout=subprocess.PIPE,
             text=True,
         )
-        for job in range(options.jobs)
-        if seeds[job :: options.jobs]
+        for job in range(min(options.jobs, len(seeds)))
     ]
-    for child in children:
-        with child:
+    try:
+        for index in range(len(seeds)):
+            child = children[index % len(children)]
             assert child.stdout is not None
-            for line in child.stdout:
-                yield json.loads(line)
-        if child.returncode:
-            raise SystemExit(f"a job of the soak ended with code {child.returncode}: see above")
+            line = child.stdout.readline()
+            if not line:
+                raise SystemExit(f"a job of the soak ended with code {child.wait()}: see above")
+            yield json.loads(line)
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
 
 
 def _parse(words: Sequence[str]) -> tuple[SoakOptions, argparse.Namespace]:

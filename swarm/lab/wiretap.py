@@ -73,14 +73,15 @@ class Wiretap:
                 told = f"a mean of stage {body.stage} over {', '.join(body.members)}"
                 self.wrong.append(f"{sender[:12]} tells of {told}, but {member} has sent nothing for it")
 
-    def planned_in(self, cell: str, slot: int, *, founded_before: bool = False) -> int:
+    def planned_in(self, cell: str, slot: int, *, foundings_before: int = 0) -> int:
         """Microbatches of the largest plan that was sent for a slot.
 
-        founded_before: survivors founded the cell in the slot before, and may finish what was open then.
+        foundings_before: in so many slots before, survivors founded the cell, and others the one that
+        it comes from. They may finish what was open when the first of them began.
         """
         plans: dict[tuple[str, int, int], int] = {}
         for (of, at, term, _), count in self.planned.items():
-            open_then = founded_before and at == slot - 1 and origin_of(of) == origin_of(cell)
+            open_then = slot - foundings_before <= at < slot and origin_of(of) == origin_of(cell)
             if (of, at) == (cell, slot) or open_then:
                 plans[of, at, term] = plans.get((of, at, term), 0) + count
         return max(plans.values(), default=0)

@@ -85,7 +85,8 @@ class Outcome:
     """What a run left: events in order, virtual seconds, and what was broken (nothing, if all is well).
 
     bytes_sent: on all links. validation: held-out loss of the cell that came furthest, if it was asked
-        for and a cell is whole.
+        for and a cell is whole. missed: sentences, faults that were due and found
+        nobody to hit.
     """
 
     events: tuple[Event, ...]
@@ -94,6 +95,7 @@ class Outcome:
     broken: tuple[str, ...]
     bytes_sent: int = 0
     validation: float | None = None
+    missed: tuple[str, ...] = ()
 
 
 class World:
@@ -296,6 +298,7 @@ class World:
             broken=broken,
             bytes_sent=sum(self.network.traffic.count(lane).sent for lane in ("control", "bulk")),
             validation=validation,
+            missed=tuple(self.misfortune.not_happened()),
         )
 
     def _examined(self) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from swarm.events import EventKind, Noted
-from swarm.gossip.view import View
+from swarm.gossip.view import Member, View
 from swarm.messages import CellRecord, Ready, Restore, Roster
 from swarm.pipeline.asking import Asking
 from swarm.planning.placement import Place, Placement
@@ -22,6 +22,8 @@ ORDER_LIMIT_S = 300.0
 PASSED_OVER_MAX = 2
 """Records, but for rounds, without a taker that was ready, after which it is not planned with. One is
 decided without it if it gets ready in the middle of a slot, or if one was abandoned for another's sake."""
+MOVED_S = 10.0
+"""How long a member must have said that it is in another cell: it may have taken this one with it."""
 PAUSE_LIMIT_S = 60.0
 """How long a cell waits at one slot for a taker of what a leaver holds to have exactly its state."""
 PAUSE_MAX_S = 300.0
@@ -61,8 +63,10 @@ class Appointments:
         self._ready: dict[tuple[NodeId, int], Taken] = {}
         self._absent: set[tuple[NodeId, int]] = set()
         self._rehearsed: dict[tuple[NodeId, int], float] = {}
-        self._seen: dict[NodeId, int] = {}
-        """Incarnation under which a member last said that it is in this cell."""
+        self._seen: dict[NodeId, tuple[int, str]] = {}
+        """Incarnation under which a member last said that it is in this cell, and the cell's name then."""
+        self._moved: dict[NodeId, float] = {}
+        """Since when a member that said so says that it is in another cell."""
         self._forgot: set[NodeId] = set()
         self._asking = Asking()
         self._lost: dict[int, float] = {}
@@ -96,7 +100,7 @@ class Appointments:
         """The view changed: orders to the dead and to other cells' are void; what nobody holds is lost."""
         self._view = view
         self._asking.observe(view, now)
-        self._notice_restarts(record)
+        self._notice_strangers(record, now)
         ours = {k: v for k, v in self._pending.items() if not self._elsewhere(k[0], record.cell)}
         self._pending = {k: v for k, v in ours.items() if self._reachable(k[0])}
         self._ready = {k: v for k, v in self._ready.items() if self._reachable(k[0])}
@@ -104,21 +108,28 @@ class Appointments:
         self.leaving = {n for n in self.leaving if self.live(n)}
         self._note_losses(record, now)
 
-    def _notice_restarts(self, record: CellRecord) -> None:
-        """A member killed and back before anybody missed it is alive, and no member any more.
+    def _notice_strangers(self, record: CellRecord, now: float) -> None:
+        """Who is back before anybody missed it, or has gone on in another cell, lives and is no member.
 
-        It says so itself, in a later life than the one in which it was one. Whoever has not
-        said yet that it is in this cell may only just have been placed.
+        It says so itself: in a later life than the one in which it was one, or after it said that
+        it was. Whoever has not said yet that it is in this cell may only just have been placed.
         """
         for node in {NodeId(n) for row in record.roster for n in row} - {self.me}:
             member = self._view.members.get(node)
             if member is None:
                 continue
+            incarnation, cell = self._seen.get(node, (member.record.incarnation, ""))
             if member.facts.cell == record.cell:
-                self._seen[node] = member.record.incarnation
+                self._seen[node] = member.record.incarnation, record.cell
                 self._forgot.discard(node)
-            elif member.record.incarnation > self._seen.get(node, member.record.incarnation):
+                self._moved.pop(node, None)
+            elif member.record.incarnation > incarnation or self._gone_on(node, member, cell, record, now):
                 self._forgot.add(node)
+
+    def _gone_on(self, node: NodeId, member: Member, cell: str, record: CellRecord, now: float) -> bool:
+        """Whether a member has said for long that it is in another cell than this one."""
+        moved = member.facts.cell and cell == record.cell
+        return bool(moved) and now >= self._moved.setdefault(node, now) + MOVED_S
 
     def _elsewhere(self, node: NodeId, cell: str) -> bool:
         """Whether a node says that it is in another cell: its refusal may have been lost."""
@@ -233,6 +244,7 @@ class Appointments:
         self._absent.discard(key)
         self._forgot.discard(key[0])
         self._seen.pop(key[0], None)
+        self._moved.pop(key[0], None)
         if body.stage in self._lost:
             return []
         fields = {"stage": body.stage, "how": placement.how, "seconds": round(now - since, 3)}

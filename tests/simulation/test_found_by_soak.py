@@ -73,7 +73,8 @@ def test_what_survivors_finish_is_held_against_the_plan_that_was_open_when_they_
         cell="c0", slot=14, term=2, iteration=13, base="0" * 32, roster=((a, b, c),), microbatches=made
     )
     told.hear(a, "c0", plan)
-    assert told.planned_in("c0~aaaaaaaa.13", 15, founded_before=True) == 3
+    assert told.planned_in("c0~aaaaaaaa.13", 15, foundings_before=1) == 3
+    assert told.planned_in("c0~bbbbbbbb.14", 16, foundings_before=2) == 3  # seed 37: survivors of survivors
     assert told.planned_in("c0~aaaaaaaa.13", 15) == 0
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from small_worlds import play, script, small_job
 
 from swarm.lab.soak import TINY
@@ -62,3 +63,14 @@ def test_noise_of_one_end_of_a_path_outlasts_the_noise_of_the_other() -> None:
     faults = "\n".join((noise.format(0, 6, 0.3), noise.format(1, 2, 0.1)))
     play(JOB, script(faults), model=TINY, meddle=look, flops_per_s=1e6).assert_well()
     assert seen == {3: 0.1, 5: 0.3, 9: 0.0}
+
+
+def test_a_fault_waits_for_somebody_to_hit_and_what_never_happened_is_told() -> None:
+    early = '[[fault]]\nat_s = 0.1\nkind = "restart"\nnode = "holder:{}"\nafter_s = 3\n'
+    job = small_job(nodes=3, cells=1, stages=2, iterations=6)
+    played = play(job, script(early.format(1) + early.format(7)), model=TINY, flops_per_s=1e6)
+    played.assert_well()
+    (hit,) = played.of("fault", what="restart")
+    assert hit.time >= played.of("placed")[0].time > 0.5
+    assert played.of("fault", what="restart ended")[0].time == pytest.approx(hit.time + 3)
+    assert played.outcome.missed == ("restart of holder:7 met nobody alive",)

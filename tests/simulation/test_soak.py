@@ -51,12 +51,21 @@ def test_an_interrupted_soak_goes_on_where_it_was(tmp_path: Path) -> None:
     assert {**again[1], "cpu_s": 0} == {**first[1], "cpu_s": 0}
 
 
-def test_jobs_play_the_same_worlds_as_one(tmp_path: Path) -> None:
+def test_jobs_play_the_same_worlds_as_one_and_tell_them_in_the_same_order(tmp_path: Path) -> None:
+    options = SoakOptions(seeds=3, first=20, out=tmp_path)
     alone, together = (
-        {f["seed"]: {**f, "cpu_s": 0} for f in soak(SoakOptions(seeds=2, first=20, jobs=jobs, out=tmp_path))}
-        for jobs in (1, 2)
+        [{**found, "cpu_s": 0} for found in soak(replace(options, jobs=jobs))] for jobs in (1, 2)
     )
+    assert [found["seed"] for found in alone] == [20, 21, 22]
     assert alone == together
+
+
+def test_a_job_that_dies_ends_the_soak_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "false")
+    with pytest.raises(SystemExit, match="a job of the soak ended with code 1"):
+        list(soak(SoakOptions(seeds=2, jobs=2, out=tmp_path)))
 
 
 def test_a_broken_seed_is_told_with_its_sentence_its_events_and_how_to_play_it_again() -> None:

@@ -49,13 +49,14 @@ def test_a_network_that_is_demanded_and_impossible_is_refused(monkeypatch: pytes
         ('kind = "noise"\nnode = "random"\nduplication = 0.1', "real processes are spared it"),
         ('kind = "crash"\nnode = "region:Tokyo"', "are in no region"),
         ('kind = "crash"\nnode = "node:8"', "there are 8"),
+        ('kind = "crash"\nnode = "holders:2"', "'holders:2' hits nobody: the job has 2 stages"),
         ('kind = "slow_link"\nnode = "node:1"\nfactor = 3', "needs the emulated network"),
     ],
 )
 def test_what_real_processes_cannot_suffer_is_refused_in_a_sentence(script: str, sentence: str) -> None:
     faults = parse_faults(f"[[fault]]\nat_s = 1\n{script}\n")
     with pytest.raises(UserError, match=sentence):
-        refuse_impossible(faults, nodes=8, because="network namespaces need root")
+        refuse_impossible(faults, nodes=8, stages=2, because="network namespaces need root")
 
 
 def test_regions_are_dealt_in_turn_and_named_ones_can_be_hit(
@@ -74,7 +75,7 @@ def test_regions_are_dealt_in_turn_and_named_ones_can_be_hit(
 def test_a_link_that_degrades_slowly_is_refused_too() -> None:
     script = '[[fault]]\nat_s = 1\nkind = "slow_link"\nnode = "random"\nfactor = 3\nover_s = 5\n'
     with pytest.raises(UserError, match="slowed at once"):
-        refuse_impossible(parse_faults(script), nodes=8, because="")
+        refuse_impossible(parse_faults(script), nodes=8, stages=2, because="")
 
 
 def test_fewer_nodes_than_the_job_waits_for_are_refused(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_the_example_kills_twenty_times_and_cuts_two_nodes_off_for_half_a_minute
     assert Counter(fault.node == "coordinator" for fault in kills) == {False: 17, True: 3}
     assert [(fault.kind, fault.lasts_s) for fault in faults if fault not in kills] == [("partition", 30)]
     assert max(fault.at_s or 0 for fault in faults) <= 540
-    refuse_impossible(faults, nodes=8, because="")
+    refuse_impossible(faults, nodes=8, stages=2, because="")
 
 
 @dataclass
@@ -151,7 +152,9 @@ class FakeWan:
         self.done.append(("wan heal", name))
 
 
-async def play(script: str, times: list[float], directory: Path) -> tuple[FakeSwarm, Player]:
+async def play(
+    script: str, times: list[float], directory: Path, placed_at: dict[float, Any] | None = None
+) -> tuple[FakeSwarm, Player]:
     swarm = FakeSwarm(directory)
     names = ["node-1", "node-2", "node-3"]
     for name in ("coordinator", *names):
@@ -162,6 +165,7 @@ async def play(script: str, times: list[float], directory: Path) -> tuple[FakeSw
         player = Player(cast(RealSwarm, swarm), wan, faults, names, Random(0), tasks)
         player.holders = {1: ("node-2",)}
         for now_s in times:
+            player.holders = (placed_at or {}).get(now_s, player.holders)
             await player.step(now_s, 0)
     return swarm, player
 
@@ -182,7 +186,23 @@ async def test_the_killed_return_and_the_coordinator_resumes_only_what_was_kept(
         ("start", "coordinator"),
     ]
     assert player.begun == {"restart": 2}
-    assert player.missed == ["crash of holder:3 met nobody alive"]
+    assert player.not_happened() == ["crash of holder:3 met nobody alive"]
+
+
+async def test_a_fault_waits_for_a_victim_that_is_not_placed_yet_and_lasts_from_then(
+    tmp_path: Path,
+) -> None:
+    script = """
+        fault = [
+            {at_s = 1, kind = "restart", node = "holder:2", after_s = 5},
+            {at_s = 1, kind = "crash", node = "coordinator"},
+            {at_s = 2, kind = "crash", node = "coordinator"},
+        ]
+    """
+    swarm, player = await play(script, [1.0, 2.0, 3.5, 6.5, 8.6], tmp_path, placed_at={3.5: {2: ("node-3",)}})
+    assert swarm.done == [("kill", "coordinator"), ("kill", "node-3"), ("start", "node-3")]
+    assert player.begun == {"crash": 1, "restart": 1}
+    assert player.not_happened() == ["crash of coordinator met nobody alive"]
 
 
 async def test_a_paused_node_that_is_killed_is_not_told_to_go_on(tmp_path: Path) -> None:
@@ -271,6 +291,7 @@ def test_the_summary_says_what_was_not_checked_and_what_broke() -> None:
         "longest_gap_s": 3.0,
         "recoveries": [{"stage": 1, "how": "holder", "seconds": 2.0}],
         "false_deaths": 0,
+        "missed": ["crash of holder:1 met nobody alive"],
         "checks": {
             "a_b": {"held": True, "looked_at": "3 slots", "broken": []},
             "c_d": {"held": False, "looked_at": "3 slots", "broken": ["this is wrong"]},
@@ -284,3 +305,4 @@ def test_the_summary_says_what_was_not_checked_and_what_broke() -> None:
     assert "BROKEN (3 slots)  c d" in text
     assert "not checked (there was nothing to look at)  e f" in text
     assert "BROKEN: this is wrong" in text
+    assert "DID NOT HAPPEN: crash of holder:1 met nobody alive" in text

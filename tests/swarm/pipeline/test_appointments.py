@@ -264,6 +264,23 @@ def test_a_member_that_is_back_before_it_was_missed_is_out_at_once() -> None:
     assert appointments.live(B), "placed anew"
 
 
+def test_a_member_that_has_been_in_another_cell_for_long_is_one_no_more() -> None:
+    """It went on as another cell with this node asleep, which then waited for it to lead."""
+    appointments = made()
+    last = record(1, ROSTER)
+    appointments.observe(said("c0~abc.1", 1), last, 0.0)
+    appointments.observe(said("c0~abc.1", 1), last, 50.0)
+    assert appointments.live(B), "it never said that it was in this one"
+    appointments.observe(said("c0", 1), last, 51.0)
+    appointments.observe(said("c0~abc.1", 1), last, 52.0)
+    appointments.observe(said("c0~abc.1", 1), last, 61.0)
+    assert appointments.live(B), "the record that takes this node along may be on its way"
+    appointments.observe(said("c0~abc.1", 1), last, 62.0)
+    assert not appointments.live(B)
+    appointments.observe(said("c0", 1), last, 63.0)
+    assert appointments.live(B), "placed anew"
+
+
 def test_a_member_that_is_back_and_ready_again_counts_before_gossip_says_so() -> None:
     appointments = made(restore(1, B))
     last = record(1, ROSTER)
