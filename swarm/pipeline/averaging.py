@@ -194,8 +194,15 @@ class Averaging:
         contributors = tuple(node for node, _, _ in work.parts) if digest else ()
         tokens = sum(count for _, _, count in work.parts) if digest else 0
         total = StageSum(contributors=contributors, tokens=tokens, digest=digest)
-        reason = "" if digest else "no holder's gradient could be used"
+        reason = self._left_out(work.stage, contributors)
         return self._tell(work.stage, total, (tensor,), squares=squares, reason=reason)
+
+    def _left_out(self, stage: int, contributors: tuple[NodeId, ...]) -> str:
+        """Why a stage's sum is not over all its holders, or an empty text."""
+        if not contributors:
+            return f"stage {stage} is not averaged: no holder's gradient could be used"
+        missing = [node[:8] for node in self._rows[stage].holders if node not in contributors]
+        return f"stage {stage} without {', '.join(missing)}: late, or not to be used" if missing else ""
 
     def settled(
         self, stage: int, total: StageSum, tensors: tuple[Any, ...], *, anchor: int = 0, reason: str = ""

@@ -101,6 +101,7 @@ def committed(
     """The event that a decided record is worth: its kind and fields.
 
     partial, lost: microbatches that reached only some of the stages, or none.
+    reasons: what reducers said of stages that were not averaged, or not over all their holders.
     """
     fields: dict[str, object] = {
         "cell": record.cell,
@@ -121,6 +122,8 @@ def committed(
         "lost": lost,
         "clip_scale": round(record.clip_scale, 6),
         "holders": holders,
+        "averaged": {str(s): [n[:12] for n in total.contributors] for s, total in enumerate(record.sums)},
+        "reasons": list(reasons),
     }
 
 

@@ -40,6 +40,9 @@ SCALAR_NAMES = ("adam_steps", "anchor_count", "lr_factor")
 LR_FACTOR_MAX = 2.0
 """More than any recovery sets (CheckFree: 1.1), so that a donor cannot make a stage diverge."""
 
+GRADIENT_MAX = 1e20
+"""By one value of the residual stream. No loss has such a gradient, and float32 can still add it up."""
+
 
 class StageStateError(ValueError):
     """A state that does not fit its stage. The stage is unchanged; the text says why."""
@@ -116,7 +119,7 @@ class Stage:
         """Gradient of the summed loss by the output, to that by the input; both like `x`.
 
         Adds to `gradient` and `target_tokens` and frees `key`. KeyError if it is not held,
-        WorkError if `grad` is not like the output.
+        WorkError if `grad` is not like the output, or would poison what others added to the slot.
         """
         kept = self._kept[key]
         self._propagate(key, grad)
@@ -174,6 +177,8 @@ class Stage:
         output = self._kept[key].output
         if grad.shape != output.shape or grad.dtype != output.dtype:
             raise WorkError(f"gradient is {grad.dtype} {tuple(grad.shape)}, not {tuple(output.shape)}")
+        if not bool(grad.abs().max() <= GRADIENT_MAX):  # nor is anything compared to NaN
+            raise WorkError("a gradient that no loss has")
         del self._kept[key]
         torch.autograd.backward(output, grad.to(self.device))
 

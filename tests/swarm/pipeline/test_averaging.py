@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from swarm.messages import CellRecord, Close, Gradient, StageSum
+from swarm.messages import CellRecord, Close, Gradient, StageSum, Summed
 from swarm.pipeline.averaging import EARLY_SLOTS, Averaging, Hold, Reduce
 from swarm.pipeline.follower import Ignored
 from swarm.pipeline.stage import tensor_digest
-from transport.machine import Effect, NodeId
+from transport.machine import Effect, NodeId, Send
 
 ME, OTHER, LIAR = NodeId("a" * 64), NodeId("b" * 64), NodeId("c" * 64)
 GRADIENT = torch.ones(6)
@@ -58,6 +58,21 @@ def test_a_sum_is_kept_and_told_in_its_own_slot() -> None:
     work = reducing(averaging, 5)
     effects = averaging.reduced(work, GRADIENT, 6.0, tensor_digest(GRADIENT), 1.0)
     assert [effect.slot for effect in effects if isinstance(effect, Hold)] == [5]
+
+
+def test_a_sum_without_one_holder_or_without_any_is_told_as_such() -> None:
+    averaging = Averaging(ME)
+    closed(averaging, close(5, "step", row=(ME, OTHER)))
+    (reduce,) = averaging.observe(frozenset({OTHER}))
+    assert isinstance(reduce, Reduce)
+    for digest, said in (("aa", f"stage 0 without {OTHER[:8]}"), ("", "stage 0 is not averaged")):
+        told = [
+            e.message.body
+            for e in averaging.reduced(reduce, GRADIENT, 6.0, digest, 1.0)
+            if isinstance(e, Send)
+        ]
+        (summed,) = told
+        assert isinstance(summed, Summed) and summed.reason.startswith(said)
 
 
 def test_a_sum_that_comes_after_the_next_close_is_nobody_s() -> None:

@@ -262,17 +262,21 @@ def test_who_leads_for_the_first_time_waits_no_longer_than_the_steps_it_has_seen
     assert (leader.phase, leader.deadline()) == ("closing", 16.0 + 3 * 2.0)
 
 
-def test_the_event_of_a_commit_tells_what_became_of_its_microbatches() -> None:
+def test_the_event_of_a_commit_tells_what_became_of_its_microbatches_and_who_was_averaged() -> None:
     leader = running()
     leader.handle(A, report(done=1, partial=1, lost=1), 1.0)
     leader.handle(A, summed(0), 2.0)
-    propose = bodies(leader.handle(B, summed(1), 3.0), Propose)[0]
+    nobody = summed(1, contributors=(), tokens=0, digest="").body
+    told = Message(nobody.model_copy(update={"reason": "stage 1 is not averaged"}))
+    propose = bodies(leader.handle(B, told, 3.0), Propose)[0]
     assert isinstance(propose, Propose)
     accept = Accept(cell="c0", slot=1, term=1, digest=record_digest(propose.record))
     leader.handle(A, Message(accept), 4.0)
     effects = leader.handle(B, Message(accept), 4.0)
     (noted,) = [e for e in effects if isinstance(e, Noted) and e.kind == "committed"]
     assert (noted.fields["partial"], noted.fields["lost"]) == (1, 1)
+    assert noted.fields["averaged"] == {"0": [A[:12]], "1": []}
+    assert noted.fields["reasons"] == ["stage 1 is not averaged"]
 
 
 def test_only_members_promise_and_only_what_somebody_really_signed() -> None:

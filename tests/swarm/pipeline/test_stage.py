@@ -180,7 +180,7 @@ def test_backward_of_an_unknown_microbatch_changes_nothing():
     assert ends.gradient.abs().sum() == 0
 
 
-def test_tensors_of_another_shape_or_dtype_are_refused_and_the_microbatch_goes_on():
+def test_tensors_of_another_shape_dtype_or_size_are_refused_and_the_microbatch_goes_on():
     ends, body = holders(2)
     inputs, targets = microbatches(1)[0]
     x = ends.embed(0, inputs)
@@ -191,7 +191,7 @@ def test_tensors_of_another_shape_or_dtype_are_refused_and_the_microbatch_goes_o
     with pytest.raises(WorkError):
         ends.head(0, y[:1], targets)
     _, tokens, grad = ends.head(0, y, targets)
-    for wrong in (grad[:1], grad.half()):
+    for wrong in (grad[:1], grad.half(), torch.full_like(grad, 3e38), torch.full_like(grad, math.nan)):
         with pytest.raises(WorkError):
             body.backward(0, wrong, tokens)
         with pytest.raises(WorkError):
