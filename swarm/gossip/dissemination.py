@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
 
+from swarm.gossip.compact import RENEWAL_BYTES, Renewal
 from swarm.gossip.messages import UPDATES_MAX, Notice
 from transport.wire import Signed
 
-Sort = Literal["records", "claims", "notices"]
+Sort = Literal["records", "renewals", "claims", "notices"]
+Update = Signed | Renewal | Notice
 OVERHEAD_BYTES = 256
 """Of an update, beyond its payload: signature, signer, field names."""
 HEARD = 2
@@ -24,13 +26,14 @@ class Batch:
 
     room: int
     records: list[Signed] = field(default_factory=list)
+    renewals: list[Renewal] = field(default_factory=list)
     claims: list[Signed] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
 
-    def add(self, value: Signed | Notice, sort: Sort) -> bool:
+    def add(self, value: Update, sort: Sort) -> bool:
         """Add an update if there is room for it; an empty batch has room for any."""
         nbytes = size_of(value)
-        chosen: list[Any] = getattr(self, sort)
+        chosen: list[Any] = getattr(self, "renewals" if isinstance(value, Renewal) else sort)
         if (nbytes > self.room and self) or len(chosen) == UPDATES_MAX:
             return False
         self.room -= nbytes
@@ -38,24 +41,27 @@ class Batch:
         return True
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.claims or self.notices)
+        return bool(self.records or self.renewals or self.claims or self.notices)
 
-    def fields(self) -> dict[str, tuple[Signed | Notice, ...]]:
+    def fields(self) -> dict[str, tuple[Update, ...]]:
         """As fields of an `Updates` body."""
         return {
             "records": tuple(self.records),
+            "renewals": tuple(self.renewals),
             "claims": tuple(self.claims),
             "notices": tuple(self.notices),
         }
 
 
-def size_of(value: Signed | Notice) -> int:
+def size_of(value: Update) -> int:
     """Bytes of an update on the wire, about."""
+    if isinstance(value, Renewal):
+        return RENEWAL_BYTES + len(value.tail)
     signed = value.notice if isinstance(value, Notice) else value
     return len(signed.payload) + OVERHEAD_BYTES
 
 
-def paged(updates: Iterable[tuple[Signed | Notice, Sort]], page_bytes: int) -> Iterator[Batch]:
+def paged(updates: Iterable[tuple[Update, Sort]], page_bytes: int) -> Iterator[Batch]:
     """All updates, in order, in as many batches as it takes; at least one."""
     page = Batch(page_bytes)
     for value, sort in updates:
@@ -68,7 +74,7 @@ def paged(updates: Iterable[tuple[Signed | Notice, Sort]], page_bytes: int) -> I
 
 @dataclass(slots=True)
 class _Queued:
-    value: Signed | Notice
+    value: Update
     sort: Sort
     rides: bool
     sent: int = 0
@@ -94,10 +100,13 @@ class Dissemination:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._queue
 
-    def put(self, key: Hashable, value: Signed | Notice, sort: Sort, *, rides: bool = False) -> None:
-        """Spread this from now on; `rides`: only on messages that go out anyway."""
+    def put(self, key: Hashable, value: Update, sort: Sort, *, rides: bool = False, spent: int = 0) -> None:
+        """Spread this from now on, as if it had been sent `spent` times.
+
+        rides: only on messages that go out anyway.
+        """
         self._queue.pop(key, None)
-        self._queue[key] = _Queued(value, sort, rides)
+        self._queue[key] = _Queued(value, sort, rides, spent)
         self.is_idle = self.is_idle and rides
 
     def heard(self, key: Hashable) -> None:

@@ -12,12 +12,14 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 
 from swarm.events import Noted
+from swarm.gossip.compact import Renewal, completed
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated, updated
-from swarm.gossip.messages import Claim, Compare, Exchange, Notice, Spread, Updates
+from swarm.gossip.messages import Claim, Compare, Exchange, Notice, Updates
 from swarm.gossip.own_record import OwnRecord
 from swarm.gossip.probing import Choose, Probing, Verdict
 from swarm.gossip.records import Untrusted, Verifier, read_claim
+from swarm.gossip.refusals import Refusals
 from swarm.gossip.register import EVIDENCE_MAX, Register, Row
 from swarm.gossip.spreading import MOURNERS, Spreading
 from swarm.gossip.view import Facts, MemberRecord, View
@@ -28,14 +30,8 @@ from transport.wire import Message, Signed
 Look = Callable[[NodeId, Choose, float], Sequence[Send]]
 SEEDS = 3
 """Members that a newcomer asks for their views, besides the first it was told of."""
-TOLD_DIRECTLY = 16
-"""Members of a small swarm that hear of a crash at once; in a larger one gossip is as quick."""
-RECENT_S = 60.0
-"""How long it may take until everyone has heard of an incarnation: two comparisons of views."""
 NOTICES_MAX = 1024
 """Topics remembered; a notice of a further one is refused."""
-REASONS_MAX = 64
-"""Reasons for refusals that are counted apart; their text is partly the sender's."""
 
 
 class Membership:
@@ -58,7 +54,7 @@ class Membership:
         self.own = OwnRecord(record, sign, config, now)
         self.register = Register(self.own.member, self.own.signed, config, rng)
         self.probing = Probing(self.me, config, rng, now)
-        self.refused: dict[str, int] = {}
+        self._refusals = Refusals()
         self._verifier, self._verify_notice = verifier, verify_notice
         self._revoked: set[NodeId] = set()
         self._ticked = False
@@ -72,9 +68,17 @@ class Membership:
         """Who is here, as this node sees it."""
         return self.register.view
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """What was not believed: reason -> how often."""
+        return self._refusals.counts
+
     def seed(self, records: Iterable[Signed], now: float) -> Sequence[Effect]:
         """First members, from the lobby or an earlier run: learn them, ask some for their views."""
+        records = tuple(records)
+        self._spreading.expected = len(records)
         effects = [e for signed in records for e in self._learn(signed, self.me, now, told=True)]
+        self._spreading.settle()
         # A large swarm's view is large: one is enough, and comparisons with others follow soon.
         small = self._spreading.small
         peers = [*list(self.register.rows)[:small], *self._spreading.some_live(SEEDS if small else 1)]
@@ -111,9 +115,7 @@ class Membership:
 
     def leave(self) -> Sequence[Effect]:
         """Tell everyone that this node goes on purpose."""
-        farewell = self.own.claim(self.me, self.own.record.incarnation, dead=True)
-        spread = Message(Spread(records=(self.own.signed,), claims=(farewell,)))
-        return [Send(peer, spread) for peer in self.register.believed()]
+        return self._spreading.farewell()
 
     def signed_records(self) -> tuple[Signed, ...]:
         """Records of all live members, this node's first: what a newcomer starts from."""
@@ -131,6 +133,8 @@ class Membership:
         told = isinstance(body, Exchange)
         for signed in body.records:
             effects += self._learn(signed, peer, now, told=told)
+        for renewal in body.renewals:
+            effects += self._complete(renewal, peer, now, told=told)
         for signed in body.claims:
             effects += self._hear(signed, peer, now, told=told)
         if body.claims:
@@ -141,7 +145,7 @@ class Membership:
         if isinstance(body, Compare):
             effects += self._spreading.answer(peer, body, now)
         elif told:
-            self._spreading.newcomer = False
+            self._spreading.newcomer = self._spreading.stranger = False
         return effects
 
     def tick(self, now: float) -> Sequence[Effect]:
@@ -172,11 +176,11 @@ class Membership:
         if node in self._revoked:
             return []
         if row is None and node != self.me and self.register.is_full:
-            return self._refuse("the view is full", peer)
+            return self._refusals.note("the view is full", peer)
         try:
             record = self._verifier.record(signed)
         except Untrusted as error:
-            return self._refuse(str(error), peer)
+            return self._refusals.note(str(error), peer)
         if node == self.me:
             return self._outdo(record, now)
         admission = self.register.admit(record, signed, now)
@@ -184,7 +188,7 @@ class Membership:
             return []
         # What is new to us alone is no news: a newcomer does not repeat a large swarm to itself.
         if self._spreading.small or not (told and admission.new):
-            self._spreading.put(("record", node), signed, "records")
+            self._spreading.pass_on(("record", node), self.register.rows[node].told, "records")
         if admission.revived or admission.new:
             self._spreading.queue.drop_claims(node)
             self.probing.add(node)
@@ -194,6 +198,19 @@ class Membership:
             return [updated(row)]
         know = Know(node, Endpoint(record.gossip, record.curve_key))
         return [know, updated(row), *self._spreading.greet(row)]
+
+    def _complete(self, renewal: Renewal, peer: NodeId, now: float, *, told: bool) -> Sequence[Effect]:
+        """A newer record of a member, of which the beginning is known; else the teller is asked."""
+        node = NodeId(renewal.node)
+        row = self.register.rows.get(node)
+        known = self.own.signed if node == self.me else row.signed if row is not None else None
+        if known is not None and known.signature == renewal.signature:
+            self._spreading.heard("record", node)
+            return []
+        signed = completed(renewal, known.payload) if known is not None else None
+        if signed is None:
+            return self._spreading.ask_whole(peer, now) if node not in self._revoked else []
+        return self._learn(signed, peer, now, told=told)
 
     def _outdo(self, record: MemberRecord, now: float) -> Sequence[Effect]:
         """An earlier life may have left a newer record, or, having refuted, another of this version."""
@@ -214,7 +231,7 @@ class Membership:
                 return []
             self._verifier.claim(signed, accuser.member.record)
         except Untrusted as error:
-            return self._refuse(str(error), peer)
+            return self._refusals.note(str(error), peer)
         if about_me:
             return self._refute(claim, now)
         if claim.node == claim.by:
@@ -229,7 +246,7 @@ class Membership:
 
     def _farewell(self, row: Row, signed: Signed, now: float) -> Sequence[Effect]:
         self.register.dismiss(row, "it said so", (signed,), now)
-        self._spreading.put(("claim", row.member.node, row.member.node), signed, "claims")
+        self._spreading.pass_on(("claim", row.member.node, row.member.node), signed, "claims")
         return self._gone(row, now)
 
     def _accuse(self, claim: Claim, signed: Signed, now: float, *, told: bool = False) -> Sequence[Effect]:
@@ -238,14 +255,7 @@ class Membership:
         node = row.member.node
         effects: list[Effect] = [] if was_suspect else [updated(row), *self._spreading.warn(row)]
         if signed in row.evidence and (self._spreading.small or not told):
-            if now - row.heard_at < RECENT_S:
-                # Whoever has not heard of this incarnation could do nothing with the claim.
-                self._spreading.put(("record", node), row.signed, "records")
-            if was_suspect and not claim.closed:
-                self._spreading.confirm(("claim", node, claim.by), signed, now)
-            else:
-                self._spreading.put(("claim", node, claim.by), signed, "claims")
-                self._spreading.hurry(now)
+            self._spreading.tell_accusation(row, claim, signed, now, first=not was_suspect)
         assert row.suspicion is not None
         if len(row.suspicion.closed_by) > EVIDENCE_MAX:
             self._spreading.queue.drop(("claim", node, self.me))  # nobody needs ours any more
@@ -259,18 +269,11 @@ class Membership:
         if known is not None and known.version >= notice.version:
             return []
         if known is None and len(notices) >= NOTICES_MAX:
-            return self._refuse("too many notices", peer)
+            return self._refusals.note("too many notices", peer)
         if not self._verify_notice(notice):
-            return self._refuse("a notice that is not to be believed", peer)
+            return self._refusals.note("a notice that is not to be believed", peer)
         self._spreading.keep(notice, now)
         return [NoticeUpdated(notice)]
-
-    def _refuse(self, reason: str, peer: NodeId) -> Sequence[Effect]:
-        if reason not in self.refused and len(self.refused) >= REASONS_MAX:
-            reason = "other reasons"
-        self.refused[reason] = self.refused.get(reason, 0) + 1
-        first = self.refused[reason] == 1
-        return [Noted("dropped", {"what": "gossip", "peer": peer[:12], "why": reason})] if first else []
 
     # -- verdicts ---------------------------------------------------------------------------
 
@@ -284,10 +287,7 @@ class Membership:
         if not self.register.is_news(claim):
             return []
         effects = self._accuse(claim, signed, now)
-        if not verdict.closed or not self._spreading.small:
-            return effects
-        told = Message(Spread(records=(row.signed,), claims=(signed,)))
-        return [*effects, *(Send(peer, told) for peer in self._spreading.some_live(TOLD_DIRECTLY))]
+        return [*effects, *(self._spreading.tell_directly(row, signed) if verdict.closed else ())]
 
     def _bury(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -328,7 +328,7 @@ class Membership:
 
     def _announce(self) -> Sequence[Effect]:
         self.register.replace_me(self.own.member, self.own.signed)
-        self._spreading.put(("record", self.me), self.own.signed, "records")
+        self._spreading.put(("record", self.me), self.own.told, "records")
         return [MemberUpdated(self.own.member, self.own.signed)]
 
     def _notice_stall(self, now: float) -> Sequence[Effect]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer, PlainValidator
 
+from swarm.gossip.compact import Renewal, claim_from, packed_claim, packed_renewal, renewal_from
 from swarm.messages import Count, NodeText, Part
 from transport.wire import Body, Signed
 
+SignedClaim = Annotated[Signed, PlainValidator(claim_from), PlainSerializer(packed_claim)]
+CompactRecord = Annotated[Renewal, PlainValidator(renewal_from), PlainSerializer(packed_renewal)]
 Topic = Annotated[str, Field(max_length=96, pattern=r"^[a-z0-9.~:-]+$")]
 UPDATES_MAX = 512
 """Updates of one sort in one message."""
@@ -53,10 +56,14 @@ class Revocation(Part):
 
 
 class Updates(Body):
-    """Base: updates that ride on every gossip message."""
+    """Base: updates that ride on every gossip message.
+
+    renewals: records of nodes of which the receiver probably has an earlier one.
+    """
 
     records: Annotated[tuple[Signed, ...], Field(max_length=UPDATES_MAX)] = ()
-    claims: Annotated[tuple[Signed, ...], Field(max_length=UPDATES_MAX)] = ()
+    renewals: Annotated[tuple[CompactRecord, ...], Field(max_length=UPDATES_MAX)] = ()
+    claims: Annotated[tuple[SignedClaim, ...], Field(max_length=UPDATES_MAX)] = ()
     notices: Annotated[tuple[Notice, ...], Field(max_length=UPDATES_MAX)] = ()
 
 
@@ -104,6 +111,7 @@ class Compare(Updates):
 
     answer: asks the receiver for its own hashes, too, if they differ: then both learn.
     newcomer: the sender wants all that differs, however much that is.
+    whole: the sender may have no earlier records of what differs; renewals are of no use to it.
     """
 
     kind: ClassVar[str] = "compare"
@@ -111,6 +119,7 @@ class Compare(Updates):
     hashes: Annotated[bytes, Field(min_length=HASHES_BYTES, max_length=HASHES_BYTES)]
     answer: bool
     newcomer: bool
+    whole: bool
 
 
 class Exchange(Updates):

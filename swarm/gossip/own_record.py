@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from swarm.gossip.compact import Renewal, renewal_of
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.messages import Claim
-from swarm.gossip.records import CLAIM, MEMBER, pack
+from swarm.gossip.records import CLAIM, MEMBER, pack, pack_claim
 from swarm.gossip.view import Facts, Member, MemberRecord
 from transport.machine import NodeId
 from transport.wire import Signed
 
 URGENT = ("cell", "stages", "state")
 """Facts whose change is told at once; the others wait for `facts_s`."""
+RECENT_S = 60.0
+"""How long it may take until everyone has heard of something: two comparisons of views."""
 TALKATIVE = 32
 """Members that may tell changed facts every `facts_s`; more share what these would say."""
 
@@ -31,7 +34,13 @@ class OwnRecord:
         """When changed facts are told, if some wait."""
         self._sign, self._config = sign, config
         self._facts = record.facts
-        self._told_at = now
+        self._told_at = self._begun_at = now
+
+    @property
+    def told(self) -> Signed | Renewal:
+        """Its record as others hear of it: whole as long as some may have none of this beginning."""
+        whole = self._told_at < self._begun_at + RECENT_S
+        return self.signed if whole else renewal_of(self.signed) or self.signed
 
     @property
     def member(self) -> Member:
@@ -41,7 +50,7 @@ class OwnRecord:
     def claim(self, node: NodeId, incarnation: int, *, closed: bool = False, dead: bool = False) -> Signed:
         """This node's word about another; about itself, its farewell."""
         claim = Claim(node=node, incarnation=incarnation, by=self.node, closed=closed, dead=dead)
-        return self._sign(CLAIM, pack(claim))
+        return self._sign(CLAIM, pack_claim(claim))
 
     def set_facts(self, facts: Facts, members: int, now: float) -> bool:
         """Note these facts, for so many members; True if they cannot wait."""
@@ -56,7 +65,7 @@ class OwnRecord:
     def recertify(self, certificate: bytes, now: float) -> None:
         """Show this certificate from the next record on, which is due now."""
         self.record = self.record.model_copy(update={"certificate": certificate})
-        self.due = now
+        self.due = self._begun_at = now
 
     def renew(self, now: float, *, beyond: int | None = None) -> None:
         """Sign the present facts; with `beyond`, at an incarnation higher than that."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import inf
 from zlib import crc32
 
+from swarm.gossip.compact import Renewal, begin_alike, renewal_of
 from swarm.gossip.comparing import Hashes, bucket_of, bucket_starts, mark_of
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.messages import Claim
@@ -39,6 +40,8 @@ class Row:
     since: when its status became what it is. heard_at: when its incarnation was first heard of.
     evidence: signed claims behind that status: the accusations of a suspect, our own of a dead
     node, the farewell of one that left. until: when a suspect is buried. mark: see `comparing`.
+    renewal: the record without its beginning, if an earlier one with the same was known here, and
+    so probably elsewhere.
     """
 
     member: Member
@@ -47,9 +50,14 @@ class Row:
     heard_at: float
     suspicion: Suspicion | None = None
     evidence: tuple[Signed, ...] = ()
-    answered_at: float = -inf
+    renewal: Renewal | None = None
     until: float = inf
     mark: int = 0
+
+    @property
+    def told(self) -> Signed | Renewal:
+        """The record as it is told on."""
+        return self.renewal or self.signed
 
     @property
     def believed(self) -> bool:
@@ -166,6 +174,7 @@ class Register:
         if (record.version, signed.payload) <= (old.version, row.signed.payload):
             return None
         revived = record.incarnation > old.incarnation and row.member.status != "alive"
+        row.renewal = renewal_of(signed) if begin_alike(signed, row.signed) else None
         row.signed = signed
         if record.incarnation > old.incarnation:
             row.heard_at = now

@@ -6,12 +6,14 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
+from math import inf
 
+from swarm.gossip.compact import Renewal, renewal_of
 from swarm.gossip.comparing import bucket_of, mark_of
 from swarm.gossip.config import GossipConfig
-from swarm.gossip.dissemination import Dissemination, Sort, paged
-from swarm.gossip.messages import BUCKETS, Compare, Exchange, Notice, Spread
-from swarm.gossip.own_record import OwnRecord
+from swarm.gossip.dissemination import Batch, Dissemination, Sort, Update, paged
+from swarm.gossip.messages import BUCKETS, Claim, Compare, Exchange, Notice, Spread
+from swarm.gossip.own_record import RECENT_S, OwnRecord
 from swarm.gossip.records import claim_of
 from swarm.gossip.register import Register, Row
 from swarm.gossip.view import MemberRecord
@@ -28,12 +30,18 @@ CORRECTIONS_MAX = 16
 """Records sent back for one message that was obsolete about their nodes."""
 WARNERS = 16
 """Members that tell a suspect directly, on average: more would be a flood in a large swarm."""
+LOBBY_MEMBERS = 64
+"""Records that a lobby hands out: who knows more than these was here before."""
+TOLD_DIRECTLY = 16
+"""Members of a small swarm that hear of a crash at once; in a larger one gossip is as quick."""
 GREETERS = 32
 """Members that greet a newcomer, on average."""
 MOURNERS = 16
 """Members that tell of a death, on average: everyone buries by its own timer, and the others know."""
 ANSWER_S = 1.0
 """Between two comparisons for the same member; asking more often gets nothing."""
+ANSWERED_MAX = 4096
+"""Members whose last comparison is remembered, before those of more than `ANSWER_S` ago are not."""
 
 
 class Spreading:
@@ -45,8 +53,14 @@ class Spreading:
         self.notices: dict[str, Notice] = {}
         self.newcomer = True
         """Until somebody has shown it a view."""
+        self.expected = 0
+        """Members that it is about to learn of."""
+        self.stranger = True
+        """Until it has met more than the lobby names."""
         self.queue = Dissemination(config.retransmit_mult, config.batch_bytes)
         self._own, self._register = own, register
+        self._answered: dict[tuple[NodeId, bool], float] = {}
+        self._asked_at = -inf
         self._config, self._rng = config, rng
         self._gossip_at = now + config.gossip_s
         self._exchange_in = config.first_exchange_s
@@ -55,24 +69,48 @@ class Spreading:
     @property
     def small(self) -> bool:
         """Whether this is a swarm in which everything may be told to everyone."""
-        return len(self._register) <= SMALL
+        return max(len(self._register), self.expected) <= SMALL
+
+    def settle(self) -> None:
+        """What was expected is known."""
+        self.expected = 0
+        self.stranger &= len(self._register) <= LOBBY_MEMBERS
 
     def chosen(self, count: int) -> bool:
         """Whether this node is one of so many, on average, that do what all might do."""
-        return self._rng.random() * len(self._register) <= count
+        return self._rng.random() * max(len(self._register), self.expected) <= count
 
-    def put(self, key: Hashable, value: Signed | Notice, sort: Sort) -> None:
+    def put(self, key: Hashable, value: Update, sort: Sort) -> None:
         """Spread this in the usual time."""
         self.queue.put(key, value, sort)
+
+    def pass_on(self, key: Hashable, value: Update, sort: Sort) -> None:
+        """Tell on what another said. In a large swarm it rides: what costs there is messages."""
+        self.queue.put(key, value, sort, rides=not self.small)
 
     def heard(self, *key: str) -> None:
         """Somebody told us what we may be spreading. Only a large swarm can spare a copy."""
         if not self.small:
             self.queue.heard(key)
 
+    def tell_accusation(self, row: Row, claim: Claim, signed: Signed, now: float, *, first: bool) -> None:
+        """Spread a claim that counted here; `first`: nobody had accused that member before."""
+        key = ("claim", claim.node, claim.by)
+        if now - row.heard_at < RECENT_S:
+            # Whoever has not heard of this incarnation could do nothing with the claim.
+            self.pass_on(("record", claim.node), row.told, "records")
+        if not first and not claim.closed:
+            self.confirm(key, signed, now)
+            return
+        tell = self.put if claim.closed or claim.by == self._own.node else self.pass_on
+        tell(key, signed, "claims")
+        self.hurry(now)
+
     def confirm(self, key: Hashable, value: Signed, now: float) -> None:
-        """Spread a further accusation: it shortens a suspicion, and in a large swarm it has time."""
-        self.queue.put(key, value, "claims", rides=not self.small)
+        """Spread a further accusation: it shortens a suspicion. In a large swarm it has time, and
+        need not reach everyone."""
+        spent = 0 if self.small else self.queue.limit(len(self._register)) // 2
+        self.queue.put(key, value, "claims", rides=not self.small, spent=spent)
         if self.small:
             self.hurry(now)
 
@@ -116,11 +154,20 @@ class Spreading:
             filled.append(send)
         return filled
 
-    def compare(self, peers: Iterable[NodeId], *, answer: bool = True) -> list[Send]:
-        """Show hashes of the view; `answer` asks for theirs."""
+    def compare(self, peers: Iterable[NodeId], *, answer: bool = True, whole: bool = False) -> list[Send]:
+        """Show hashes of the view; `answer` asks for theirs, `whole` for what differs in full."""
         hashes = self._register.hashes.packed()
-        ask = Message(Compare(hashes=hashes, answer=answer, newcomer=self.newcomer))
-        return [Send(peer, ask) for peer in dict.fromkeys(peers)]
+        ask = Compare(
+            hashes=hashes, answer=answer, newcomer=self.newcomer, whole=whole or self.small or self.stranger
+        )
+        return [Send(peer, Message(ask)) for peer in dict.fromkeys(peers)]
+
+    def ask_whole(self, peer: NodeId, now: float) -> list[Send]:
+        """Who tells a renewal of what is not known here is asked for the records."""
+        if now < self._asked_at + ANSWER_S or peer not in self._register.rows:
+            return []
+        self._asked_at = now
+        return self.compare([peer], answer=False, whole=True)
 
     def greet(self, newcomer: Row) -> list[Send]:
         """Open a connection to a member before there is anything to say: its loss tells of a crash.
@@ -137,37 +184,53 @@ class Spreading:
             return []
         return self.fill([Send(suspect.member.node, Message(Spread()))])
 
+    def tell_directly(self, crashed: Row, claim: Signed) -> list[Send]:
+        """In a small swarm a crash is told at once, not passed on."""
+        told = Message(Spread(records=(crashed.signed,), claims=(claim,)))
+        return [Send(peer, told) for peer in self.some_live(TOLD_DIRECTLY)] if self.small else []
+
+    def farewell(self) -> list[Send]:
+        """Tell everyone that this node goes on purpose."""
+        own = self._own
+        last = own.claim(own.node, own.record.incarnation, dead=True)
+        spread = Message(Spread(records=(own.signed,), claims=(last,)))
+        return [Send(peer, spread) for peer in self._register.believed()]
+
     def correct(self, claims: Iterable[Signed], peer: NodeId) -> list[Send]:
         """Tell who repeats obsolete claims what is newer.
 
         Gossip alone leaves one view in fifty behind (each update is sent only a few times), and
         whoever missed a refutation would bury the living.
         """
-        newer: dict[NodeId, Signed] = {}
+        batch, told = Batch(PAGE_BYTES), set[NodeId]()
         for signed in claims:
             claim = claim_of(signed)
             known = self._newest(NodeId(claim.node)) if claim else None
-            if claim and known and claim.incarnation < known[0].incarnation:
-                newer[NodeId(claim.node)] = known[1]
-        records = tuple(newer.values())[:CORRECTIONS_MAX]
-        return [Send(peer, Message(Spread(records=records)))] if records else []
+            if claim and known and claim.incarnation < known[0].incarnation and claim.node not in told:
+                told.add(NodeId(claim.node))
+                batch.add(known[1], "records")
+            if len(told) == CORRECTIONS_MAX:
+                break
+        return [Send(peer, Message(Spread().model_copy(update=batch.fields())))] if batch else []
 
-    def _newest(self, node: NodeId) -> tuple[MemberRecord, Signed] | None:
+    def _newest(self, node: NodeId) -> tuple[MemberRecord, Signed | Renewal] | None:
         if node == self._own.node:
-            return self._own.record, self._own.signed
+            return self._own.record, _form(self._own.signed, self.small)
         row = self._register.rows.get(node)
-        return (row.member.record, row.signed) if row else None
+        return (row.member.record, _form(row.signed, self.small)) if row else None
 
     def answer(self, peer: NodeId, body: Compare, now: float) -> list[Send]:
         """What differs from the view of a member that asks, but not too often; perhaps its turn then."""
-        row = self._register.rows.get(peer)
-        if row is None or now < row.answered_at + ANSWER_S:
+        turn = (peer, body.whole)
+        if peer not in self._register.rows or now < self._answered.get(turn, -inf) + ANSWER_S:
             return []
         buckets = self._register.hashes.differing(body.hashes)
         if not buckets:
             return []
-        row.answered_at = now
-        pages = paged(self._differing(buckets, body.newcomer), PAGE_BYTES)
+        if len(self._answered) >= ANSWERED_MAX:
+            self._answered = {each: at for each, at in self._answered.items() if now < at + ANSWER_S}
+        self._answered[turn] = now
+        pages = paged(self._differing(buckets, body.newcomer, body.whole), PAGE_BYTES)
         sends = [Send(peer, Message(Exchange().model_copy(update=page.fields()))) for page in pages if page]
         return [*sends, *(self.compare([peer], answer=False) if body.answer else ())]
 
@@ -195,24 +258,32 @@ class Spreading:
         self._exchange_in = min(self._config.push_pull_s, 2 * self._exchange_in)
         self._exchange_at = now + self._exchange_in * self._rng.uniform(0.8, 1.2)
         dead = self._register.some_dead()
-        for_the_dead = [Send(node, Message(Spread(records=(self._own.signed,)))) for node in dead]
+        # In a large swarm some of all that remember it are enough to tell it where they are.
+        hello = Message(Spread(records=(self._own.signed,)))
+        for_the_dead = [Send(node, hello) for node in dead if self.chosen(SMALL)]
         return [*for_the_dead, *self.compare([*self.some_live(1), *dead])]
 
-    def _differing(self, buckets: Sequence[int], everything: bool) -> Iterator[tuple[Signed | Notice, Sort]]:
+    def _differing(
+        self, buckets: Sequence[int], everything: bool, whole: bool
+    ) -> Iterator[tuple[Update, Sort]]:
         """Rows and notices of some buckets, beginning anywhere, lest the last are never sent."""
         turn = self._rng.randrange(len(buckets))
         buckets = [*buckets[turn:], *buckets[:turn]]
         if bucket_of(self._own.node) in buckets:
-            yield self._own.signed, "records"
+            yield _form(self._own.signed, whole), "records"
         told = set(buckets)
         for topic, notice in self.notices.items():
             if _bucket_of_topic(topic) in told:
                 yield notice, "notices"
         rows = (row for bucket in buckets for row in self._register.bucket(bucket))
         for row in rows if everything else islice(rows, ROWS_MAX):
-            yield row.signed, "records"
+            yield _form(row.signed, whole), "records"
             for signed in row.evidence:
                 yield signed, "claims"
+
+
+def _form(signed: Signed, whole: bool) -> Signed | Renewal:
+    return signed if whole else renewal_of(signed) or signed
 
 
 def _bucket_of_topic(topic: str) -> int:

@@ -46,20 +46,21 @@ class MemberRecord(BaseModel):
     """What a node signs about itself. Newer means higher (incarnation, seq).
 
     gossip, work: addresses ("tcp://host:port") of its two sockets; both prove `curve_key`,
-    which its certificate binds. certificate: signed by the run key, verified once.
+    which its certificate binds. certificate: signed by the run key, verified once. From
+    `incarnation` on stands what changes: it can be sent alone (`swarm.gossip.compact`).
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     job: Digest
     node: NodeText
-    incarnation: Count
-    seq: Count
     role: Role = "worker"
     gossip: Annotated[str, Field(max_length=128)]
     work: Annotated[str, Field(max_length=128)]
     curve_key: Annotated[str, Field(max_length=40)]
     certificate: Annotated[bytes, Field(max_length=4096)]
+    incarnation: Count
+    seq: Count
     facts: Facts = Facts()
 
     @property

@@ -116,14 +116,17 @@ class Crowd:
         host.peers.clear()
 
     def restart(self, host: Host) -> None:
-        """It is back, with a higher incarnation, and knows whom the lobby names."""
+        """It is back, with a higher incarnation; it knows whom the lobby names, and, as a node keeps
+        the members' records on its disk, whom it knew."""
         incarnation = host.membership.own.record.incarnation + 1
         back = self._make(host.index, incarnation=incarnation)
         self.hosts[host.index] = self._by_node[back.node] = back
         self.tally.returned(back.node, back.index, incarnation, self.now)
         live = [other for other in self.hosts if other.alive and other is not back]
         met = self.rng.sample(live, min(LOBBY_MEMBERS, len(live)))
-        self._perform(back, back.membership.seed([h.membership.own.signed for h in met], self.now))
+        known = [h.membership.own.signed for h in met]
+        known += (signed for signed in host.membership.signed_records() if signed.signer != back.node)
+        self._perform(back, back.membership.seed(known, self.now))
         self._schedule(back)
 
     def stall(self, host: Host, seconds: float) -> None:

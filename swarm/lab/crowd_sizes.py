@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from swarm.gossip.compact import CLAIM_BYTES, RENEWAL_BYTES, Renewal
 from swarm.gossip.messages import Notice, Updates
 from transport.wire import PROTOCOL_VERSION, Signed
 
@@ -62,6 +63,11 @@ SIGNED_BYTES = 1 + text("payload") + text("signer") + 2 + 64 + text("signature")
 """Of what is signed beside its payload: a map, a signer of 64 characters, a signature of 64 bytes."""
 
 
+def _renewal(renewal: Renewal) -> int:
+    count = RENEWAL_BYTES + len(renewal.tail)
+    return count + (2 if count < 1 << 8 else 3 if count < 1 << 16 else 5)
+
+
 class Sizes:
     """Encoded sizes of messages."""
 
@@ -73,15 +79,19 @@ class Sizes:
         head, names = self._heads.get(body.kind) or self._head(type(body))
         for name in names:
             head += _field(name, getattr(body, name))
-        for name, updates in (("records", body.records), ("claims", body.claims), ("notices", body.notices)):
+        for name, updates in (("records", body.records), ("notices", body.notices)):
             if updates:
                 head += text(name) + array(len(updates)) + sum(map(self._update, updates))
+        if body.renewals:
+            head += text("renewals") + array(len(body.renewals)) + sum(map(_renewal, body.renewals))
+        if body.claims:
+            head += text("claims") + array(len(body.claims)) + len(body.claims) * (CLAIM_BYTES + 2)
         return head
 
     def _head(self, kind: type[Updates]) -> tuple[int, tuple[str, ...]]:
         """Bytes of map, version and kind, and the fields that vary; the map has at most 15 of all."""
         names = tuple(name for name, field in kind.model_fields.items() if field.is_required())
-        assert set(kind.model_fields) == {*names, "records", "claims", "notices", "tensors"}
+        assert set(kind.model_fields) == {*names, "records", "renewals", "claims", "notices", "tensors"}
         bytes_ = 1 + text("v") + uint(PROTOCOL_VERSION) + text("k") + text(kind.kind)
         self._heads[kind.kind] = (bytes_, names)
         return bytes_, names

@@ -8,7 +8,9 @@ that reach the machines, the others make messages that the wire must refuse.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -18,6 +20,9 @@ from hypothesis import find, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from swarm.gossip.compact import Renewal, renewal_of
+from swarm.gossip.messages import Claim
+from swarm.gossip.records import pack_claim
 from transport.identity import Identity
 from transport.wire import ITEM_BYTES, Body, Message, Signed, TensorSpec
 
@@ -140,6 +145,8 @@ class Shapes:
             return self._signed()
         if bare is TensorSpec:
             return self._spec()
+        if bare is Renewal:
+            return self._renewal()
         return self.part(bare)
 
     @staticmethod
@@ -168,9 +175,18 @@ class Shapes:
     @staticmethod
     def _vouched(domain: str, parts: st.SearchStrategy[Any], signer: Identity) -> st.SearchStrategy[Signed]:
         def sign(part: BaseModel) -> Signed:
-            return signer.sign(domain, msgpack.packb(part.model_dump(warnings=False))[: 1 << 18])
+            return signer.sign(domain, _packed(part)[: 1 << 18])
 
         return parts.map(sign)
+
+    def _renewal(self) -> st.SearchStrategy[Renewal]:
+        """Ends of records: of signed ones, and of none."""
+        nodes = [text for text in self.words.texts if len(text) == 64] or ["0" * 64]
+        kept, check = st.sampled_from([0, 1, 400, 65_535]), st.sampled_from([0, 1, 2**32 - 1])
+        tail, signature = st.sampled_from([b"\x00", *(b for b in BYTES if b)]), st.just(b"\x01" * 64)
+        garbage = st.builds(Renewal, st.sampled_from(nodes), kept, check, tail, signature)
+        ends = self._signed().map(renewal_of)
+        return st.one_of(garbage, st.tuples(ends, garbage).map(lambda pair: pair[0] or pair[1]))
 
     def _spec(self) -> st.SearchStrategy[TensorSpec]:
         """Declarations: of the sizes at hand and of others, with the bytes they need or without."""
@@ -179,6 +195,14 @@ class Shapes:
         codec = st.sampled_from(["raw", "raw", "bf16", "int8", "", "²"])
         nbytes = st.sampled_from([None, None, None, 0, 1, 2**20, 2**31, 2**40])
         return st.builds(_spec, shape, st.sampled_from(["float32", *ITEM_BYTES]), codec, nbytes)
+
+
+def _packed(part: BaseModel) -> bytes:
+    if isinstance(part, Claim):
+        with suppress(ValueError, TypeError, struct.error):
+            return pack_claim(part)
+    packed: bytes = msgpack.packb(part.model_dump(warnings=False))
+    return packed
 
 
 def _len(limit: Any) -> list[tuple[str, int]]:

@@ -14,7 +14,7 @@ from swarm.daemon.revoking import RevokedList, tell_revocations
 from swarm.daemon.trust import Trust, revoke
 from swarm.events import Event
 from swarm.gossip.messages import Claim, Notice
-from swarm.gossip.records import Untrusted, pack
+from swarm.gossip.records import Untrusted, pack, pack_claim
 from swarm.gossip.view import MemberRecord
 from swarm.job import Job
 from transport.identity import Identity
@@ -82,7 +82,7 @@ def test_a_wrong_record_is_not_believed(wrong: str) -> None:
 
 def test_what_a_member_claimed_in_another_job_is_not_believed() -> None:
     claim = Claim(node=OTHER.node, incarnation=1, by=STRANGER.node)
-    here, there = (STRANGER.signing_in(job)("claim", pack(claim)) for job in (JOB.digest, "ab" * 16))
+    here, there = (STRANGER.signing_in(job)("claim", pack_claim(claim)) for job in (JOB.digest, "ab" * 16))
     assert trust().claim(here, HONEST) == claim
     with pytest.raises(Untrusted):
         trust().claim(there, HONEST)

@@ -14,7 +14,7 @@ from swarm.gossip.dissemination import paged
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated
 from swarm.gossip.membership import Membership
 from swarm.gossip.messages import BUCKETS, GOSSIP_KINDS, Claim, Exchange, Notice, Updates
-from swarm.gossip.records import CLAIM, MEMBER, Untrusted, pack, read_claim
+from swarm.gossip.records import CLAIM, MEMBER, Untrusted, pack, pack_claim, read_claim
 from swarm.gossip.spreading import PAGE_BYTES
 from swarm.gossip.view import Facts, MemberRecord, Role, read_member
 from transport.machine import Effect, NodeId, Send
@@ -76,12 +76,12 @@ def signed_record(record: MemberRecord) -> Signed:
 
 def signed_claim(by: int, about: int, incarnation: int = 1, **how: bool) -> Signed:
     claim = Claim(node=node_name(about), incarnation=incarnation, by=node_name(by), **how)
-    return sign_as(claim.by, CLAIM, pack(claim))
+    return sign_as(claim.by, CLAIM, pack_claim(claim))
 
 
 def whole_view(membership: Membership) -> list[Message]:
     """All that a node tells somebody who knows nothing, in pages."""
-    pages = paged(membership._spreading._differing(range(BUCKETS), True), PAGE_BYTES)
+    pages = paged(membership._spreading._differing(range(BUCKETS), True, True), PAGE_BYTES)
     return [Message(Exchange().model_copy(update=page.fields())) for page in pages]
 
 

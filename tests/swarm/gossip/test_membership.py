@@ -192,7 +192,7 @@ def test_strangers_accuse_nobody() -> None:
 def test_reasons_for_refusals_do_not_pile_up() -> None:
     membership = meet(1)
     for index in range(200):
-        membership._refuse(f"reason {index}", A)
+        membership._refusals.note(f"reason {index}", A)
     assert len(membership.refused) == 65
     assert sum(membership.refused.values()) == 200
 
@@ -251,7 +251,7 @@ def test_notices_are_bounded() -> None:
 
 def test_whole_views_are_not_given_away_at_a_strangers_pace() -> None:
     membership = meet(1)
-    ask = Message(Compare(hashes=bytes(HASHES_BYTES), answer=True, newcomer=True))
+    ask = Message(Compare(hashes=bytes(HASHES_BYTES), answer=True, newcomer=True, whole=True))
     answers = [bool(sends(membership.handle(A, ask, 1.0 + index / 10), Exchange)) for index in range(15)]
     assert answers == [index in (0, 10) for index in range(15)]
     assert not sends(membership.handle(node_name(9), ask, 9.0), Exchange)

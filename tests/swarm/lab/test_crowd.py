@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.daemon.options import UserError
+from swarm.gossip.compact import Renewal, packed_claim
 from swarm.gossip.messages import GOSSIP_KINDS, HASHES_BYTES, Updates
 from swarm.lab.crowd import Crowd
 from swarm.lab.crowd_run import PATH, CrowdOptions, crowd_options, render_crowd, run_crowd
 from swarm.lab.crowd_sizes import Sizes
-from transport.wire import Body, Message, Schema
+from transport.wire import Body, Message, Schema, Signed
 
 SCHEMA = Schema(GOSSIP_KINDS)
 KINDS = {kind.kind: kind for kind in GOSSIP_KINDS}
@@ -23,6 +24,10 @@ SIGNED = st.fixed_dictionaries(
         "signer": HEX,
         "signature": st.integers(0, (1 << 512) - 1).map(lambda value: value.to_bytes(64, "big")),
     }
+)
+CLAIM = SIGNED.map(lambda signed: packed_claim(Signed(**{**signed, "payload": bytes(41)})))
+RENEWAL = st.builds(
+    Renewal, HEX, st.integers(0, 65_535), st.just(7), st.binary(min_size=1, max_size=300), st.just(bytes(64))
 )
 NOTICE = st.fixed_dictionaries(
     {"topic": st.just("genesis"), "version": st.integers(0, 1 << 40), "notice": SIGNED}
@@ -38,6 +43,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "hashes": st.just(bytes(range(256)) * (HASHES_BYTES // 256)),
         "answer": st.booleans(),
         "newcomer": st.booleans(),
+        "whole": st.booleans(),
     },
 }
 
@@ -46,8 +52,9 @@ FIELDS: dict[str, dict[str, Any]] = {
 def bodies(draw: Any) -> Body:
     kind = draw(st.sampled_from(sorted(KINDS)))
     updates = {
-        "records": tuple(draw(st.lists(SIGNED, max_size=2))) * draw(st.sampled_from((1, 1, 9))),
-        "claims": tuple(draw(st.lists(SIGNED, max_size=2))),
+        "records": tuple(draw(st.lists(SIGNED, max_size=2))) * draw(st.sampled_from((1, 1, 7))),
+        "renewals": tuple(draw(st.lists(RENEWAL, max_size=2))) * draw(st.sampled_from((1, 9))),
+        "claims": tuple(draw(st.lists(CLAIM, max_size=2))) * draw(st.sampled_from((1, 9))),
         "notices": tuple(draw(st.lists(NOTICE, max_size=1))),
     }
     fields = {name: draw(strategy) for name, strategy in FIELDS[kind].items()}
