@@ -254,19 +254,20 @@ class Office(ABC):
         return [Dissolve("what is left of the cell lacks stages that nobody can give it")]
 
     def _carry_on(self, now: float) -> Sequence[Effect]:
-        """A new cell begins with what its old one may have decided, so that nothing is undone."""
+        """A new cell begins with what its old one may have decided, so that nothing is undone.
+
+        Who took a stage over for that very slot holds it, though no record before it says so.
+        """
         carried, self._carried = self._carried, None
         if carried is None:
             return self._boundary(now)
+        members = roster_nodes(self.record.roster)
         changes = {
             "cell": self.record.cell,
             "slot": self.record.slot + 1,
             "term": self.term,
             "previous": self.digest,
-            "roster": tuple(
-                tuple(n for n in row if n in old)
-                for row, old in zip(carried.roster, self.record.roster, strict=True)
-            ),
+            "roster": tuple(tuple(n for n in row if n in members) for row in carried.roster),
             "leader": self.me,
         }
         return self._propose(sign_record(carried.model_copy(update=changes), self._sign), now)

@@ -178,6 +178,11 @@ def test_sides_that_buried_each_other_and_restarted_meet_again_without_a_coordin
     assert {one.view.status(other.node) for one in nodes for other in nodes} == {"alive"}
 
 
+def test_who_took_a_stage_over_for_the_slot_that_survivors_finish_keeps_it() -> None:
+    """Seed 172: the survivor had the last copy of the body, and its new cell's first record left it out."""
+    assert play_seed(172, SoakOptions())["finished"]
+
+
 def test_a_life_outranks_whatever_the_last_one_refuted(tmp_path: Path) -> None:
     """Seed 16: it came back with an incarnation that it had refuted with, and was not believed for good."""
     last = next_incarnation(tmp_path)

@@ -265,7 +265,7 @@ def test_a_member_that_is_back_before_it_was_missed_is_out_at_once() -> None:
 
 
 def test_a_member_that_has_been_in_another_cell_for_long_is_one_no_more() -> None:
-    """It went on as another cell with this node asleep, which then waited for it to lead."""
+    """Soak seed 9: it went on as another cell while this node slept, which then waited for it to lead."""
     appointments = made()
     last = record(1, ROSTER)
     appointments.observe(said("c0~abc.1", 1), last, 0.0)
