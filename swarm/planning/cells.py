@@ -188,10 +188,12 @@ def went_on_as(view: View, record: CellRecord, node: NodeId) -> str:
     members = {holder for row in record.roster for holder in row}
     mine = {stage for stage, row in enumerate(record.roster) if node in row}
     for name in view.cells():
+        if not mine or not _founded_after(name, record):
+            continue  # asked at every change of the view, and nearly always of such names alone
         there = view.cell(name)
         gone = members.intersection(member.node for member in there) - {node}
         held = {stage for member in there for stage in member.facts.stages}
-        if mine and mine <= held and 2 * len(gone) >= len(members) and _founded_after(name, record):
+        if mine <= held and 2 * len(gone) >= len(members):
             return name
     return ""
 
