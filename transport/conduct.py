@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from transport.link import Endpoint, LinkStats
 from transport.machine import NodeId
 from transport.segments import LinkLimits
-from transport.wire import OtherVersion, WireError
+from transport.wire import OtherVersion, TooLarge, WireError
 
 CONDUCTS_MAX = 4096
 """Peers whose errors are remembered; beyond it the oldest are forgotten."""
@@ -64,7 +64,7 @@ class Conducts:
         """Count a message that was dropped.
 
         Another protocol version is told once and never too much: its peer does nothing wrong,
-        it runs another release.
+        it runs another release. Nor is it to blame for what is too large to be sent to it.
         """
         if peer not in self._of:
             if len(self._of) >= CONDUCTS_MAX:
@@ -75,6 +75,9 @@ class Conducts:
         if isinstance(error, OtherVersion):
             self._stats.dropped_version += 1
             return Complaint(reason if conduct.is_new("version") else "")
+        if isinstance(error, TooLarge):
+            self._stats.dropped_too_large += 1
+            return Complaint(reason if conduct.is_new(reason) else "")
         self._stats.dropped_malformed += 1
         if conduct.is_too_much(now):
             told = f"cut off for {self._limits.cut_off_s:g} s: too many malformed messages, at last {reason}"

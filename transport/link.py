@@ -39,11 +39,12 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A message from `peer` was dropped. Reported once per peer and reason; always counted.
+    """A message from `peer`, or one for it, was dropped. Reported once per peer; always counted.
 
+    One for it is dropped that is too large to send: what is passed on may be what others made it.
     Too many of them cut the peer off: the link forgets it, says so here, and knows it again only
     when `LinkLimits.cut_off_s` have passed, whatever `know` is told meanwhile. A message of
-    another protocol version is reported here too, but never counts towards that.
+    another protocol version or too large to send is reported here too, and never counts towards that.
     """
 
     peer: NodeId
@@ -59,7 +60,7 @@ class LinkStats:
 
     Of messages dropped there is one counter for each reason that the link knows: what a peer says
     adds none. version: of another protocol version, which is nobody's fault. stalled: begun, and
-    then nothing more of it came for too long.
+    then nothing more of it came for too long. too_large: for us to send; nobody would read it.
     """
 
     bytes_sent: dict[Lane, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
@@ -70,6 +71,7 @@ class LinkStats:
     dropped_version: int = 0
     dropped_full: int = 0
     dropped_stalled: int = 0
+    dropped_too_large: int = 0
     dropped_unauthorised: int = 0
 
 
@@ -97,7 +99,7 @@ class Link(Protocol):
     def send(self, peer: NodeId, message: Message) -> bool:
         """Queue a message on the lane its body names. Never waits.
 
-        False if the peer is unknown or its queue is full: nothing was queued, and the
+        False if the peer is unknown, its queue full or the header too large: nothing was queued, the
         caller decides (re-route, drop, try later). True promises no delivery.
         Messages to one peer on one lane arrive in order, at most once.
         """

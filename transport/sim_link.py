@@ -17,7 +17,7 @@ from transport.link import Closed, Endpoint, LinkClosed, LinkEvent, LinkStats, M
 from transport.machine import NodeId
 from transport.segments import LinkLimits
 from transport.sim_stream import DropCause, Packet, Stream
-from transport.wire import Buffer, Lane, Message, Schema, WireError, check_buffers
+from transport.wire import Buffer, Lane, Message, Schema, TooLarge, WireError, check_buffers
 
 LINGER_S = 1.0
 """How long `close` waits for queued messages to leave."""
@@ -112,7 +112,11 @@ class SimLink:
         endpoint = self._known.get(peer)
         if endpoint is None or self.closed:
             return False
-        nbytes = self._network.carry(self, endpoint, message)
+        try:
+            nbytes = self._network.carry(self, endpoint, message)
+        except TooLarge as error:
+            self._refuse(peer, error)
+            return False
         if nbytes is None:
             self.stats.dropped_full += 1
             return False

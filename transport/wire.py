@@ -65,6 +65,10 @@ class OtherVersion(WireError):
     """A well-formed header of a protocol version that this node does not read."""
 
 
+class TooLarge(WireError):
+    """A header that this node would send is over the size limit. Who was to get it did nothing wrong."""
+
+
 class TensorSpec(BaseModel):
     """Declaration of one buffer: what it decodes to and how many bytes travel.
 
@@ -156,10 +160,15 @@ class Schema:
         return Schema(self._kinds.values(), self.limits, nbytes_max)
 
     def pack(self, body: Body) -> bytes:
-        """Encode a header. A body of a kind not in this schema is a local bug."""
+        """Encode a header. Raises TooLarge if nobody would read it.
+
+        A body of a kind not in this schema is a local bug; its size may be what others made it.
+        """
         assert type(body) is self._kinds.get(body.kind), f"{body.kind} is not in this schema"
         fields = body.model_dump(exclude_defaults=True)
         header: bytes = msgpack.packb({"v": PROTOCOL_VERSION, "k": body.kind, **fields})
+        if len(header) > self.limits.header_bytes_max:
+            raise TooLarge(f"{body.kind}: too large to send")
         return header
 
     def unpack(self, header: Buffer) -> Body:

@@ -15,7 +15,7 @@ from transport.link import Endpoint, LinkStats
 from transport.machine import NodeId
 from transport.reassembly import Inlet, Memory
 from transport.segments import Credit, LinkLimits, Outbox
-from transport.wire import Lane, Message, Schema, WireError, check_buffers
+from transport.wire import Lane, Message, Schema, TooLarge, WireError, check_buffers
 from transport.zmq_dialer import Callee, Dialer
 from transport.zmq_socket import Context, CurveKeys
 
@@ -43,7 +43,7 @@ class Exchange(Protocol):
         ...
 
     def malformed(self, peer: Peer, error: WireError) -> None:
-        """Something it said was dropped."""
+        """Something it said, or was to hear, was dropped."""
         ...
 
     def sent(self) -> None:
@@ -74,11 +74,14 @@ class Peer:
         return 0 if self._is_lost else sum(len(dialer.outbox) for dialer in self._dialers.values())
 
     def send(self, message: Message) -> bool:
-        """Queue a message; False if there is no room or no address that could be dialled."""
+        """Queue a message; False if it is too large, or there is no room or no address to dial."""
         lane = message.body.lane
         check_buffers(message.body, message.buffers)
-        header = self._shared.schema.pack(message.body)
-        assert len(header) <= self._shared.schema.limits.header_bytes_max, f"{message.body.kind} is too large"
+        try:
+            header = self._shared.schema.pack(message.body)
+        except TooLarge as error:
+            self._exchange.malformed(self, error)
+            return False
         if not self.dial(lane):
             return False
         if not self._dialers[lane].outbox.offer(header, message.buffers):

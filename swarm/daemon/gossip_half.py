@@ -115,6 +115,7 @@ class GossipHalf:
             **self._membership.refused,
             "malformed": stats.dropped_malformed,
             "queue full": stats.dropped_full,
+            "too large to send": stats.dropped_too_large,
             "unauthorised": stats.dropped_unauthorised,
         }
         return StatusSnapshot(

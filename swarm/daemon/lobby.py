@@ -12,6 +12,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -35,6 +36,10 @@ from transport.wire import Body, OtherVersion, Schema, Signed, WireError, WireLi
 
 JOIN_LIMITS = WireLimits(header_bytes_max=16_384, depth_max=4)
 MEMBERS_MAX = 64
+MEMBERS_BYTES_MAX = 512 << 10
+"""Of records in one `Welcome`: half of what a newcomer reads, so that the job has room, too."""
+SIGNED_BYTES = 256
+"""Of a signed text, beyond its payload: signer, signature, field names."""
 NONCE_BYTES = 32
 
 Nonce = Annotated[bytes, Field(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
@@ -326,9 +331,15 @@ class Lobby:
         return Welcome(
             certificate=certificate,
             job_toml=dump_job(self.authority.job),
-            members=(*members[:1], *others),
+            members=_fitting([*members[:1], *others]),
             time=now_wall,
         )
+
+
+def _fitting(members: Sequence[Signed]) -> tuple[Signed, ...]:
+    """Those from the first on that one `Welcome` has room for, however large they are."""
+    sizes = accumulate(len(signed.payload) + SIGNED_BYTES for signed in members)
+    return tuple(signed for signed, nbytes in zip(members, sizes, strict=True) if nbytes <= MEMBERS_BYTES_MAX)
 
 
 def _refuse(

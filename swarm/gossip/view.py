@@ -16,6 +16,13 @@ Status = Literal["alive", "suspect", "dead", "left"]
 Role = Literal["worker", "coordinator"]
 
 
+RECORD_BYTES_MAX = 24 << 10
+"""Of a signed record. One that holds all 256 stages, with the longest certificate, needs 23 KiB."""
+
+StageKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5])$")]
+"""A stage index as text: msgpack maps have text as keys."""
+
+
 class Facts(BaseModel):
     """What a node says of itself, changing as it works.
 
@@ -34,7 +41,7 @@ class Facts(BaseModel):
     stages: Annotated[tuple[StageIndex, ...], Field(max_length=256)] = ()
     iteration: Count = 0
     round: Count = 0
-    hashes: Annotated[dict[str, Digest], Field(max_length=256)] = {}
+    hashes: Annotated[dict[StageKey, Digest], Field(max_length=256)] = {}
     state: Literal["standby", "restoring", "training", "finished", "stuck"] = "standby"
     loss: Annotated[float, Field(ge=0, le=1e6)] | None = None
     speed_flops: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -70,7 +77,12 @@ class MemberRecord(BaseModel):
 
 
 def read_member(signed: Signed) -> MemberRecord:
-    """Decode a record. Raises WireError. Whether to believe it is the verifier's business."""
+    """Decode a record. Raises WireError. Whether to believe it is the verifier's business.
+
+    Everybody keeps and passes on everybody's record: its size is limited before it is looked at.
+    """
+    if len(signed.payload) > RECORD_BYTES_MAX:
+        raise WireError(f"member record: over {RECORD_BYTES_MAX} bytes")
     try:
         return MemberRecord.model_validate(lists_as_tuples(unpack_map(signed.payload, WireLimits())))
     except ValidationError as error:

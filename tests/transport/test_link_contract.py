@@ -19,7 +19,7 @@ from transport.machine import NodeId
 from transport.segments import LinkLimits
 from transport.sim_network import LinkShape, SimNetwork
 from transport.virtual_time import run_virtual
-from transport.wire import Body, Lane, Message, Schema, TensorSpec
+from transport.wire import Body, Lane, Message, Schema, TensorSpec, WireLimits
 from transport.zmq_link import ZmqLink
 
 
@@ -44,6 +44,13 @@ class Rude(Body):
 
     kind: ClassVar[str] = "rude"
     number: int = 0
+
+
+class Gossipy(Body):
+    """What this says others may have made as long as they liked."""
+
+    kind: ClassVar[str] = "gossipy"
+    text: str = ""
 
 
 class Newer(Schema):
@@ -334,6 +341,24 @@ def test_another_protocol_version_is_told_once_and_never_cut_off(world: World) -
                 assert await bob.recv() == Received(EVE, Message(Note(number=1)))
             assert bob.stats.dropped_version == 300
             assert bob.stats.dropped_malformed == 0
+
+    world.run(scenario())
+
+
+def test_what_is_too_large_to_send_is_told_once_dropped_and_nobodys_fault(world: World) -> None:
+    async def scenario() -> None:
+        async with _links(world, EVE, BOB, eve=Schema((Note, Gossipy), WireLimits(header_bytes_max=999))) as (
+            eve,
+            bob,
+        ):
+            _introduce(eve=eve, bob=bob)
+            for _ in range(300):
+                assert not eve.send(BOB, Message(Gossipy(text="x" * 1000)))
+            assert eve.poll() == Malformed(BOB, "gossipy: too large to send")
+            assert eve.send(BOB, Message(Note(number=1)))
+            assert await _received(bob, 1) == [Received(EVE, Message(Note(number=1)))]
+            assert eve.stats.dropped_too_large == 300
+            assert eve.stats.dropped_malformed == 0
 
     world.run(scenario())
 

@@ -28,6 +28,7 @@ from swarm.daemon.lobby import (
     Welcome,
 )
 from swarm.events import Noted
+from swarm.gossip.view import RECORD_BYTES_MAX
 from swarm.job import Job, parse_job
 from transport.identity import (
     DAY_S,
@@ -286,6 +287,15 @@ def test_a_welcome_names_the_coordinator_and_a_bounded_sample_of_a_large_swarm()
     assert isinstance(welcome, Welcome)
     assert len(set(welcome.members)) == MEMBERS_MAX
     assert welcome.members[0] == members[0]
+
+
+def test_a_newcomer_can_read_a_welcome_full_of_the_largest_records() -> None:
+    records = [NODE.sign("member", bytes([index]) * RECORD_BYTES_MAX) for index in range(MEMBERS_MAX)]
+    welcome = answer(World().join(members=records))
+    assert isinstance(welcome, Welcome)
+    assert FROM_LOBBY.unpack(FROM_LOBBY.pack(welcome)) == welcome
+    assert welcome.members == tuple(records[: len(welcome.members)])
+    assert len(welcome.members) > 16, "it is still enough to find somebody alive"
 
 
 def test_an_unknown_protocol_version_is_refused_with_a_sentence() -> None:

@@ -18,7 +18,7 @@ from swarm.gossip.records import CLAIM, MEMBER, Untrusted, pack, pack_claim, rea
 from swarm.gossip.spreading import PAGE_BYTES
 from swarm.gossip.view import Facts, MemberRecord, Role, read_member
 from transport.machine import Effect, NodeId, Send
-from transport.wire import Message, Schema, Signed
+from transport.wire import Message, Schema, Signed, WireError
 
 SCHEMA = Schema(GOSSIP_KINDS)
 
@@ -41,7 +41,10 @@ class Notary:
     """Believes exactly what `sign_as` signed."""
 
     def record(self, signed: Signed) -> MemberRecord:
-        record = read_member(signed)
+        try:
+            record = read_member(signed)
+        except WireError as error:
+            raise Untrusted(str(error)) from None
         if record.node != signed.signer or not is_signed(signed, MEMBER):
             raise Untrusted("the record has a bad signature")
         return record
