@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from swarm.lab.sim_node import virtual_now
+from swarm.pipeline.early import BEFORE_ANY_PLAN
+from swarm.pipeline.records import roster_nodes
 from transport.sim_network import QueueLimits
 
 if TYPE_CHECKING:
@@ -143,12 +145,21 @@ def what_was_said_is_so(world: World) -> Iterator[str]:
 
 
 def memory_is_bounded(world: World) -> Iterator[str]:
-    """What a node keeps of microbatches on their way stays within what its job allows."""
+    """What a node keeps of tensors on their way stays within what its job can need."""
     for node in world.nodes:
-        if node.trainer is not None:
-            hops = node.trainer.flow.hops
-            if hops.held > hops.held_max:
-                yield f"{node.node[:12]} holds {hops.held} microbatches, {hops.held_max} at most are allowed"
+        if (trainer := node.trainer) is None:
+            continue
+        hops, held = trainer.flow.hops, len(trainer.computing.stages)
+        members = len(roster_nodes(trainer.record.roster + hops.roster))
+        cells = {member.facts.cell for member in trainer.outer.view.live()} - {""}
+        for what, kept, most in (
+            ("microbatches", hops.held, hops.held_max),
+            ("microbatches of later slots", len(hops.early), max(hops.held_max, BEFORE_ANY_PLAN)),
+            ("gradients of later slots", trainer.averaging.early, held * members),
+            ("outer gradients of later rounds", trainer.outer.early, held * (len(cells) + 1)),
+        ):
+            if kept > most:
+                yield f"{node.node[:12]} holds {kept} {what}, {most} at most are allowed"
 
 
 def no_byte_is_lost_unseen(world: World) -> Iterator[str]:

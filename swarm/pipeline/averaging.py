@@ -82,6 +82,11 @@ class Averaging:
         self._begun = 0.0
         self._tokens_max = 0
 
+    @property
+    def early(self) -> int:
+        """Gradients kept for slots that are not closed here."""
+        return len(self._early)
+
     def close(
         self, close: Close, leader: NodeId, own: Mapping[int, Part], now: float, *, tokens_max: int
     ) -> Sequence[Effect]:

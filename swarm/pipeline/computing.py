@@ -23,10 +23,9 @@ from swarm.pipeline.data import Corpus, window
 from swarm.pipeline.drops import Drops
 from swarm.pipeline.matter import DENSE, Matter, payload_tensors
 from swarm.pipeline.model import ModelConfig, parameter_names, parameter_shapes, stage_flops
-from swarm.pipeline.outer_round import Average, Settle
 from swarm.pipeline.stage import Stage, result_digest, tensor_digest
 from swarm.pipeline.tasks import COMMIT, Task, TaskQueue
-from swarm.pipeline.work import PRIORITY, Key, ShipFlat, Work
+from swarm.pipeline.work import PRIORITY, Average, Key, Settle, ShipFlat, Work
 from transport.codecs import CodecError
 from transport.machine import Effect, NodeId
 from transport.patience import Patience

@@ -20,7 +20,7 @@ from swarm.pipeline.hops import Hops
 from swarm.pipeline.ledger import tokens_max
 from swarm.pipeline.matter import payload_tensors
 from swarm.pipeline.room import microbatches_that_fit
-from swarm.pipeline.work import Ship, ShipFlat, Work
+from swarm.pipeline.work import FlowEffect, Forget, Ship, ShipFlat, Work
 from transport.codecs import CodecError
 from transport.machine import Effect, NodeId
 from transport.wire import Message
@@ -107,7 +107,20 @@ class Flow:
             return self.hops.arrived(peer, body, payload, last)
         return self.feeding.arrived(peer, body, payload) if body.path[0][0] == self.me else []
 
-    def work(self, work: Work, now: float) -> Sequence[Effect]:
+    def carry_out(self, effect: FlowEffect, now: float) -> Sequence[Effect]:
+        """Compute, ship or forget what a machine of this node asked for."""
+        match effect:
+            case Work():
+                return self._work(effect, now)
+            case Ship():
+                return self._ship(effect, now)
+            case ShipFlat():
+                self._ship_flat(effect)
+            case Forget(key, only_head):
+                self._computing.forget(key, only_head=only_head)
+        return []
+
+    def _work(self, work: Work, now: float) -> Sequence[Effect]:
         """Queue what a machine wants computed."""
         ends = work.kind in ("embed", "head") or work.position == 0
         done = self.feeding.computed if ends else self.hops.computed
@@ -117,7 +130,7 @@ class Flow:
         self._computing.work(work, self.cell, self.iteration, done)
         return []
 
-    def ship(self, ship: Ship, now: float) -> Sequence[Effect]:
+    def _ship(self, ship: Ship, now: float) -> Sequence[Effect]:
         """Encode a tensor as the job says and send it, or tell the machine that it cannot be sent."""
         if ship.peer == self.me:
             return self.arrived(self.me, ship.body, ship.tensor)
@@ -137,7 +150,7 @@ class Flow:
             return self.feeding.unreachable(ship.body, now)
         return self.hops.unreachable(ship.body, ship.tensor)
 
-    def ship_flat(self, ship: ShipFlat) -> None:
+    def _ship_flat(self, ship: ShipFlat) -> None:
         """Send flat tensors exactly as they are."""
         matter = self._computing.matter
         try:

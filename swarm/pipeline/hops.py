@@ -7,22 +7,17 @@ delivered ends there; the stages it reached keep its gradient.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from swarm.events import Noted
 from swarm.messages import Backward, CellRecord, Forward, Lost, Plan, Roster
-from swarm.pipeline.checks import neighbour, wrong_with_path
+from swarm.pipeline.checks import wrong_with_path
+from swarm.pipeline.early import Early, Waiting
 from swarm.pipeline.work import Forget, Key, Ship, Work
 from swarm.planning.paths import reroute
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message
-
-WAITING_MAX = 256
-"""Messages of a later slot that a hop keeps until its own plan or commit arrives."""
-WAITING_SLOTS = 2
-"""How far after the last decided record: others may have one commit that is still on its way here."""
 
 
 class Hops:
@@ -37,7 +32,7 @@ class Hops:
         self._avoid: frozenset[NodeId] = frozenset()
         self._bodies: dict[tuple[Key, int], Forward] = {}
         self._returning: set[tuple[Key, int]] = set()
-        self._waiting: deque[tuple[NodeId, Forward | Backward, Any]] = deque()
+        self.early = Early()
 
     @property
     def held(self) -> int:
@@ -54,10 +49,8 @@ class Hops:
         self._plan, self._open, self.held_max = plan, True, held_max
         self._bodies.clear()
         self._returning.clear()
-        early, self._waiting = self._waiting, deque()
-        self._waiting.extend(e for e in early if e[1].cell == plan.cell and self._is_later(e[1]))
-        current = [entry for entry in early if self._current(entry[1])]
-        return [effect for peer, body, payload in current for effect in self.arrived(peer, body, payload)]
+        came = self.early.take(plan)
+        return [effect for e in came for effect in self.arrived(e.peer, e.body, e.payload)]
 
     def close(self) -> None:
         """No new work for this slot: whatever still comes is late."""
@@ -189,22 +182,14 @@ class Hops:
             and (body.cell, body.slot, body.term) == (plan.cell, plan.slot, plan.term)
         )
 
-    def _is_later(self, body: Forward | Backward) -> bool:
-        plan = self._plan
-        return plan is None or (body.slot, body.term) > (plan.slot, plan.term)
-
     def _not_current(
         self, peer: NodeId, body: Forward | Backward, payload: Any, last: CellRecord | None
     ) -> Sequence[Effect]:
-        if not self._is_later(body):
+        plan = self._plan
+        if isinstance(body, Backward) or (plan and (body.slot, body.term) <= (plan.slot, plan.term)):
             return self._drop(f"late {body.kind}")
-        ours = last is not None and body.cell == last.cell and peer == neighbour(body)
-        if last is None or not ours or not last.slot < body.slot <= last.slot + WAITING_SLOTS:
-            return self._drop(f"{body.kind} of no slot to come")
-        if len(self._waiting) >= WAITING_MAX:
-            return self._drop("too much waits for a later slot")
-        self._waiting.append((peer, body, payload))
-        return []
+        wrong = self.early.keep(Waiting(peer, body, payload), last, self.roster, self.held_max)
+        return self._drop(f"{body.kind} {wrong}") if wrong else []
 
     def _drop(self, what: str) -> Sequence[Effect]:
         self.dropped[what] = self.dropped.get(what, 0) + 1

@@ -9,17 +9,15 @@ owner's. A round that averaged nobody is never called averaged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.gossip.view import View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
-from swarm.pipeline.work import ShipFlat
+from swarm.pipeline.work import Average, Settle, ShipAnchor, ShipFlat
 from transport.machine import Effect, NodeId
 
-EARLY_MAX = 256
-"""Outer gradients of other cells kept until this cell's own round begins, one per sender and stage."""
 WAIT_MIN_S = 10.0
 """However short the iterations are, other cells may be late by so much."""
 LEADER_GRACE_S = 120.0
@@ -41,38 +39,6 @@ def member_wait_s(every: int, step_s: float) -> float:
 def leader_wait_s(every: int, step_s: float) -> float:
     """How long a leader waits for its delegates: longer than they do, by clocks that are not its own."""
     return 2.0 * owner_wait_s(every, step_s) + LEADER_GRACE_S
-
-
-@dataclass(frozen=True, slots=True)
-class Average(Effect):
-    """Mean of these outer gradients, in this order; answer with `averaged`."""
-
-    stage: int
-    members: tuple[str, ...]
-    parts: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ShipAnchor(Effect):
-    """Send this node's anchor and momentum of a stage to a delegate with another one."""
-
-    peer: NodeId
-    stage: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settle(Effect):
-    """A stage's round is over.
-
-    mean: the outer gradient to step with, or None. adopted: a message with another cell's
-    anchor and momentum to move to, or None. With neither the stage was not averaged.
-    """
-
-    stage: int
-    members: tuple[str, ...]
-    reason: str
-    mean: Any = None
-    adopted: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +74,25 @@ class Meeting:
 class OuterRound:
     """All rounds this node is delegate of, by stage."""
 
-    def __init__(self, me: NodeId) -> None:
+    def __init__(self, me: NodeId, held: Container[int]) -> None:
+        """held: the stages that this node holds, as they change."""
         self.me = me
+        self._held = held
         self._cell = ""
-        self._view = View()
+        self.view = View()
         self._meetings: dict[int, Meeting] = {}
         self._early: dict[tuple[int, NodeId], tuple[OuterDelta, Any]] = {}
         self._deadlines: dict[int, tuple[str, int, float]] = {}
 
+    @property
+    def early(self) -> int:
+        """Outer gradients kept for rounds that have not begun here."""
+        return len(self._early)
+
     def observe(self, view: View, now: float) -> Sequence[Effect]:
         """The view changed: an owner does not wait for cells that are gone, nor a member for it."""
-        self._view = view
+        self.view = view
+        self._early = {key: kept for key, kept in self._early.items() if self._still_waits(key[1], kept[0])}
         effects: list[Effect] = []
         for stage, meeting in list(self._meetings.items()):
             effects += self._admit_early(stage)
@@ -130,20 +104,20 @@ class OuterRound:
         return effects
 
     def _at_work(self, owner: NodeId) -> bool:
-        member = self._view.members.get(owner)
+        member = self.view.members.get(owner)
         return member is not None and member.live and member.facts.state == "training"
 
     def _present(self, stage: int) -> tuple[str, ...]:
         """Cells with a live holder of the stage that still train, ours included."""
         others = {
             m.facts.cell
-            for m in self._view.live()
+            for m in self.view.live()
             if stage in m.facts.stages and m.facts.state == "training" and m.facts.cell
         }
         return tuple(sorted(others | {self._cell}))
 
     def _delegate(self, cell: str, stage: int) -> NodeId | None:
-        holders = self._view.holders(cell, stage)
+        holders = self.view.holders(cell, stage)
         return holders[0].node if holders else None
 
     def start(
@@ -236,24 +210,35 @@ class OuterRound:
 
     def _speaks_for(self, peer: NodeId, body: OuterDelta) -> bool:
         """Whether the sender holds the stage in that cell, another one, which still waits for this."""
-        member = self._view.members.get(peer)
+        member = self.view.members.get(peer)
         if member is None or not self._still_waits(peer, body):
             return False
         return member.facts.cell == body.cell != self._cell and body.stage in member.facts.stages
 
     def _still_waits(self, peer: NodeId, body: OuterDelta) -> bool:
         """Not so once the sender's cell has gone on to its next iteration."""
-        member = self._view.members.get(peer)
+        member = self.view.members.get(peer)
         return member is not None and member.live and member.facts.iteration <= body.iteration
 
     def _keep_early(self, peer: NodeId, body: OuterDelta, payload: Any) -> None:
         """Keep the newest of each sender until our round begins, or the view has caught up."""
         key = (body.stage, peer)
         older = self._early.get(key)
-        if not self._still_waits(peer, body) or (older is not None and older[0].iteration > body.iteration):
+        if older is not None and older[0].iteration > body.iteration:
             return
-        if older is not None or len(self._early) < EARLY_MAX:
+        if self._still_waits(peer, body) and (older is not None or self._has_room(peer, body.stage)):
             self._early[key] = (body, payload)
+
+    def _has_room(self, peer: NodeId, stage: int) -> bool:
+        """Whether one more may be kept: of one sender what it holds, of a stage one for each cell.
+
+        A cell that the view does not know yet may be among them.
+        """
+        by_peer = sum(sender == peer for _, sender in self._early)
+        by_stage = sum(of == stage for of, _ in self._early)
+        cells = {member.facts.cell for member in self.view.live()} - {"", self._cell}
+        stages = self.view.members[peer].facts.stages
+        return stage in self._held and by_peer < max(1, len(stages)) and by_stage <= len(cells)
 
     def _admit_early(self, stage: int) -> list[Effect]:
         """Take up what came early; what its sender waits for no more is dropped on the way."""

@@ -40,10 +40,10 @@ from swarm.pipeline.flow import Flow
 from swarm.pipeline.follower import Apply, BeginSlot, CloseSlot, Follower, Ignored
 from swarm.pipeline.leader import Leader
 from swarm.pipeline.office import Learn
-from swarm.pipeline.outer_round import Average, OuterRound, Settle, ShipAnchor
+from swarm.pipeline.outer_round import OuterRound
 from swarm.pipeline.records import CheckRecord, Sign, stages_of
 from swarm.pipeline.stage import Stage
-from swarm.pipeline.work import Applied, Dropped, Forget, Ordered, Ship, ShipFlat, Work
+from swarm.pipeline.work import Applied, Average, Dropped, FlowEffect, Ordered, Settle, ShipAnchor
 from swarm.planning.placement import Place
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message, Signed
@@ -79,7 +79,7 @@ class Trainer:
         self.reached = self.follower.record
         self.flow = Flow(me, job, computing, send)
         self.averaging = Averaging(me)
-        self.outer = OuterRound(me)
+        self.outer = OuterRound(me, computing.stages)
         self.dropped: dict[str, int] = {}
         self.applying = Applying(me)
         self._view = View()
@@ -186,16 +186,8 @@ class Trainer:
                 if not self._send(peer, message):
                     self._drop(f"{message.body.kind}: the queue to its receiver is full or gone")
                 return []
-            case Work():
-                return self.flow.work(effect, now)
-            case Ship():
-                return self.flow.ship(effect, now)
-            case ShipFlat():
-                self.flow.ship_flat(effect)
-                return []
-            case Forget(key, only_head):
-                self.computing.forget(key, only_head=only_head)
-                return []
+            case FlowEffect():
+                return self.flow.carry_out(effect, now)
             case BeginSlot():
                 self._begin_next = effect
                 return self._begin(now)

@@ -24,8 +24,12 @@ class Key(NamedTuple):
     attempt: int
 
 
+class FlowEffect(Effect):
+    """What the flow of tensors through this node carries out."""
+
+
 @dataclass(frozen=True, slots=True)
-class Work(Effect):
+class Work(FlowEffect):
     """Compute this. `payload` is a tensor, or a message whose one buffer is to be decoded.
 
     embed needs no payload; head takes the activations that came back; target_tokens goes with
@@ -41,7 +45,7 @@ class Work(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class Ship(Effect):
+class Ship(FlowEffect):
     """Encode `tensor` and send it with `body`; to this node itself it goes without encoding.
 
     When the peer cannot take it the machine that asked is told through `unreachable`.
@@ -53,7 +57,7 @@ class Ship(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class Forget(Effect):
+class Forget(FlowEffect):
     """Drop the activations kept under this key, in every stage of this node.
 
     only_head: drop nothing but a head that has not begun; its work then comes to nothing.
@@ -64,7 +68,7 @@ class Forget(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class ShipFlat(Effect):
+class ShipFlat(FlowEffect):
     """Encode flat tensors exactly (codec raw) and send them with `body`."""
 
     peer: NodeId
@@ -92,3 +96,35 @@ class Ordered(Effect):
     """This node's own leader orders it to hold a stage."""
 
     order: Restore
+
+
+@dataclass(frozen=True, slots=True)
+class Average(Effect):
+    """Mean of these outer gradients, in this order; answer with `averaged`."""
+
+    stage: int
+    members: tuple[str, ...]
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShipAnchor(Effect):
+    """Send this node's anchor and momentum of a stage to a delegate with another one."""
+
+    peer: NodeId
+    stage: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(Effect):
+    """A stage's round is over.
+
+    mean: the outer gradient to step with, or None. adopted: a message with another cell's
+    anchor and momentum to move to, or None. With neither the stage was not averaged.
+    """
+
+    stage: int
+    members: tuple[str, ...]
+    reason: str
+    mean: Any = None
+    adopted: Any = None

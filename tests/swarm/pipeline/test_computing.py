@@ -14,9 +14,8 @@ from swarm.pipeline.averaging import Hold, Reduce
 from swarm.pipeline.computing import Computing
 from swarm.pipeline.data import load_corpus
 from swarm.pipeline.model import preset
-from swarm.pipeline.outer_round import Average, Settle
 from swarm.pipeline.stage import Stage, result_digest
-from swarm.pipeline.work import Key, Work
+from swarm.pipeline.work import Average, Key, Settle, Work
 from transport.codecs import encode
 from transport.machine import NodeId
 from transport.wire import Message

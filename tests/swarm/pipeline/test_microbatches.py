@@ -3,6 +3,7 @@
 import pytest
 
 from swarm.messages import Backward, CellRecord, Forward, Lost, Plan, PlannedMicrobatch, Report
+from swarm.pipeline.early import UNNAMED_MAX
 from swarm.pipeline.feeding import ATTEMPTS_MAX, Feeding
 from swarm.pipeline.hops import Hops
 from swarm.pipeline.work import Forget, Ship, Work
@@ -265,27 +266,55 @@ def test_a_hop_takes_microbatches_only_from_its_neighbours_on_a_path_of_the_plan
     assert machine.dropped["backward twice"] == 1
 
 
+LAST = CellRecord(
+    cell="c0",
+    slot=1,
+    term=1,
+    act="step",
+    iteration=1,
+    round=0,
+    previous="",
+    roster=((DATA,), (HOP,)),
+    leader=DATA,
+)
+
+
+def soon(sender: NodeId = DATA, **changes: object) -> Forward:
+    """A forward of the slot to come."""
+    return forward().model_copy(update={"slot": 2, "path": ((sender, 0), (HOP, 1)), **changes})
+
+
 def test_only_what_is_of_a_slot_soon_to_come_waits_for_it() -> None:
     """Far slots would fill the room of the next one, for good."""
     machine = hops()
-    last = CellRecord(
-        cell="c0",
-        slot=1,
-        term=1,
-        act="step",
-        iteration=1,
-        round=0,
-        previous="",
-        roster=((DATA,),),
-        leader=DATA,
-    )
     for index in range(300):
-        far = forward().model_copy(update={"slot": 1000 + index})
-        assert machine.arrived(DATA, far, "x", last) == []
-    soon = forward().model_copy(update={"slot": 2})
-    assert machine.arrived(THIEF, soon, "x", last) == []
-    assert machine.arrived(DATA, soon, "x", last) == []
+        assert machine.arrived(DATA, soon(slot=1000 + index), "x", LAST) == []
+        assert machine.arrived(DATA, soon(term=1 << 40), "x", LAST) == []
+    assert len(machine.early) == 0
+    assert machine.arrived(THIEF, soon(), "x", LAST) == []
+    assert machine.arrived(DATA, soon(), "x", LAST) == []
     assert len(only(machine.begin(plan(slot=2), held_max=2), Work)) == 1
+
+
+def test_who_is_no_member_takes_no_place_of_those_who_are() -> None:
+    """A newcomer is named by a plan that is still on its way, so a few of strangers are kept."""
+    machine = Hops(HOP)
+    machine.begin(plan(), held_max=8)
+    for index in range(300):
+        machine.arrived(THIEF, soon(THIEF, microbatch=index), "x", LAST)
+    assert len(machine.early) == UNNAMED_MAX
+    for index in range(300):
+        machine.arrived(DATA, soon(microbatch=index), "x", LAST)
+    assert len(machine.early) == 8, "as many as a slot may bring, and no more"
+    assert len(only(machine.begin(plan(slot=2), held_max=8), Work)) == 8 - UNNAMED_MAX
+
+
+def test_of_one_microbatch_the_newest_attempt_waits() -> None:
+    machine = hops()
+    for attempt in (0, 2, 1):
+        machine.arrived(DATA, soon(attempt=attempt), attempt, LAST)
+    (work,) = only(machine.begin(plan(slot=2), held_max=2), Work)
+    assert (work.key.attempt, work.payload) == (2, 2)
 
 
 def test_a_data_node_believes_the_hops_of_its_paths_only() -> None:

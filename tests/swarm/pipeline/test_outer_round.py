@@ -9,15 +9,12 @@ from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
 from swarm.pipeline.outer_round import (
     LAST_WORD_S,
-    Average,
     OuterRound,
-    Settle,
-    ShipAnchor,
     leader_wait_s,
     member_wait_s,
     owner_wait_s,
 )
-from swarm.pipeline.work import ShipFlat
+from swarm.pipeline.work import Average, Settle, ShipAnchor, ShipFlat
 from transport.machine import Effect, NodeId
 
 NODES = {"c0": NodeId("a" * 64), "c1": NodeId("b" * 64), "c2": NodeId("c" * 64)}
@@ -54,7 +51,7 @@ def view(*members: Member) -> View:
 
 def started(me: str, anchor: int, *cells: str) -> tuple[OuterRound, list[Effect]]:
     """The owner of anchor 0 is c0, of anchor 1 c1."""
-    outer = OuterRound(NODES[me])
+    outer = OuterRound(NODES[me], {0})
     outer.observe(view(*(member(cell) for cell in cells)), 0.0)
     return outer, list(begin(outer, me, anchor))
 
@@ -145,7 +142,7 @@ def test_what_came_after_the_deadline_is_not_fresh_in_the_next_round() -> None:
 
 
 def test_of_what_came_early_the_newest_of_each_sender_counts() -> None:
-    outer = OuterRound(NODES["c0"])
+    outer = OuterRound(NODES["c0"], {0})
     outer.observe(view(member("c0"), member("c1")), 0.0)
     for iteration, payload in ((5, "newer"), (0, "older")):
         outer.delta(NODES["c1"], delta("c1", iteration=iteration), payload)
@@ -174,7 +171,7 @@ def test_a_sender_that_the_view_does_not_place_yet_is_heard_once_it_does() -> No
 
 
 def test_a_mean_of_what_this_cell_sent_before_is_not_its_own() -> None:
-    outer = OuterRound(NODES["c1"])
+    outer = OuterRound(NODES["c1"], {0})
     outer.observe(view(member("c0"), member("c1")), 0.0)
     begin(outer, "c1", iteration=5)
     assert outer.mean(NODES["c0"], mean_of("c0", "c1", iteration=0), "old") == []
@@ -223,3 +220,15 @@ def test_a_round_that_is_closed_while_it_averages_is_told_the_result_of_who_came
 def test_a_leader_waits_longer_than_any_delegate(step_s: float) -> None:
     waits = [wait(12, step_s) for wait in (owner_wait_s, member_wait_s, leader_wait_s)]
     assert waits == sorted(set(waits))
+
+
+def test_what_comes_early_takes_no_more_room_than_other_cells_can_need() -> None:
+    """Of stages held here, of each sender what it can hold, and only while it is there."""
+    outer = OuterRound(NODES["c0"], {0})
+    standby = member("c1", stages=(), state="standby")
+    outer.observe(view(member("c0"), standby), 0.0)
+    for stage in range(200):
+        outer.delta(NODES["c1"], delta("c9").model_copy(update={"stage": stage}), "x")
+    assert set(outer._early) == {(0, NODES["c1"])}
+    outer.observe(view(member("c0")), 1.0)
+    assert outer._early == {}
