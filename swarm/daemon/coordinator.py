@@ -47,7 +47,8 @@ from transport.zmq_link import ZmqLink
 
 LEAVE_S = 3.0
 SURE_S = 30.0
-"""After a restart: longer than the longest suspicion of gossip, so that nobody dead is counted."""
+"""After a restart and a probe of everybody: longer than the longest suspicion of gossip, so that
+nobody dead is counted."""
 FOUNDED = "founded"
 """A file in the job's directory with the genesis of the job, once there is one."""
 SETTLE_S = 0.5
@@ -216,13 +217,13 @@ class Rollcall:
 
     @classmethod
     def of(cls, directory: Path, now: float) -> Rollcall:
-        """Begin with the members that are kept in a directory."""
+        """Begin with the members that are kept in a directory: each takes one probe to find out."""
         seeds: dict[str, tuple[int, int]] = {}
         for signed in read_members(directory):
             with suppress(WireError):  # of another version: gossip refuses it just so
                 record = read_member(signed)
                 seeds[record.node] = (record.incarnation, record.seq)
-        return cls(seeds, now + SURE_S)
+        return cls(seeds, now + SURE_S + volunteer_wan().probe_s * len(seeds))
 
     def present(self, view: View, now: float) -> View:
         """The live workers that spoke since, or all once the others would have been buried."""

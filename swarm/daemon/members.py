@@ -21,16 +21,18 @@ MEMBERS_FILE = "members"
 KEEP_DEAD_S = 12 * 3600.0
 """Since a member was first held to be dead, however often this node restarts. As gossip passes the
 dead on for as long: longer would bring back whom everybody else has forgotten."""
+KEPT_DEAD_MAX = 256
+"""Of the dead, the last ones are kept: each is a kilobyte and a half, and probed after a restart."""
 
 
-class _Members(Part):
+class KeptMembers(Part):
     """records: of the living. dead: record and wall time, in seconds, since when it counts as dead."""
 
     records: tuple[Signed, ...]
     dead: tuple[tuple[Signed, float], ...] = ()
 
 
-class _Dead:
+class Dead:
     """Since when members are dead, over the lives of this process."""
 
     def __init__(self, kept: Iterable[tuple[Signed, float]]) -> None:
@@ -45,20 +47,20 @@ class _Dead:
             self._since[signed.signer] = (signed.payload, since)
             if wall < since + KEEP_DEAD_S:
                 found.append((signed, since))
-        return tuple(found)
+        return tuple(sorted(found, key=lambda each: -each[1])[:KEPT_DEAD_MAX])
 
 
 async def remember_members(half: GossipHalf, directory: Path) -> None:
     """Write down who is here whenever that changes, but not that nobody is: it may be us who are cut off."""
     known: tuple[frozenset[str], frozenset[str]] | None = None
     said, setup = "", half.setup
-    tombs = _Dead(_read(directory).dead)
+    tombs = Dead(_read(directory).dead)
     while True:
         records, dead = half.records(), tombs.note(half.dead_records(), setup.wall())
         signers = frozenset(record.signer for record in records), frozenset(each.signer for each, _ in dead)
         if signers != known and len(records) + len(dead) > 1:
             try:
-                write_private(directory / MEMBERS_FILE, pack_payload(_Members(records=records, dead=dead)))
+                write_private(directory / MEMBERS_FILE, pack_payload(KeptMembers(records=records, dead=dead)))
                 known, said = signers, ""
             except OSError as error:
                 why = f"who is here cannot be written down: {error.strerror}"
@@ -75,9 +77,9 @@ def read_members(directory: Path) -> tuple[Signed, ...]:
     return (*kept.records, *(signed for signed, _ in kept.dead))
 
 
-def _read(directory: Path) -> _Members:
+def _read(directory: Path) -> KeptMembers:
     try:
         data = (directory / MEMBERS_FILE).read_bytes()
-        return unpack_payload(_Members, data, WireLimits(header_bytes_max=64 << 20))
+        return unpack_payload(KeptMembers, data, WireLimits(header_bytes_max=64 << 20))
     except (OSError, WireError):
-        return _Members(records=())
+        return KeptMembers(records=())
