@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,9 @@ MARK = "entered"
 """A file in the data directory with the version of the last genesis that this node took part in,
 or knew when it entered a cell: that one, and older ones, are not for it. A resume brings a newer."""
 RETRY_S = 3.0
+AT_ONCE = 2
+"""States of a founding on their way here at the same time, however many stages there are: fewer than a
+donor lets one peer wait for, and enough that one is read or announced while another travels."""
 
 
 class Founding:
@@ -35,8 +39,9 @@ class Founding:
         self._half = half
         self._mark = half.setup.data_dir / MARK
         self._genesis: NoticeLearned | None = None
-        self._collecting: dict[int, Stage] = {}
         self._founding: Signed | None = None
+        self._orders: deque[Restore] = deque()
+        self._collected: tuple[Signed | None, dict[int, Stage]] = (None, {})
         self._retry_at = 0.0
         self.why = "the job has not begun: the coordinator waits for more nodes"
         """Why this node founds nothing now, or what it fetches."""
@@ -102,22 +107,27 @@ class Founding:
             half.note("dropped", what="genesis", why=str(error))
             self._genesis = None
             return
-        if founding is None or not self.remember_entering():
+        if founding is None:
             return
         record = read_record(founding)
         mine = stages_of(record.roster, half.setup.me)
         if genesis.resumed:
-            self._founding = founding
             directory, job = half.setup.data_dir / "checkpoints", half.setup.job.digest
-            local = disk_states(directory, mine, genesis.resumed, genesis.resumed_cell, job)
+            lacking = tuple(stage for stage in mine if stage not in self._brought(founding))
+            local = disk_states(directory, lacking, genesis.resumed, genesis.resumed_cell, job)
             donor = NodeId(notice.notice.signer)
             self._collect(founding, record, mine, "checkpoint", lambda _: (donor,), now, local)
             return
         self._enter(founding, half.setup.build_stages(mine), "the job begins", now)
 
     def _enter(self, founding: Signed, stages: dict[int, Stage], reason: str, now: float) -> None:
-        self._founding, self._collecting = None, {}
+        """Become a member, once it is on disk: a life that came less far begins anew after a restart."""
+        self._founding = None
         record = read_record(founding)
+        if not self.remember_entering():
+            self._put_off(f"cell {record.cell} is not entered: it cannot be written down here", now)
+            return
+        self._collected = (None, {})
         self._half.note("placed", cell=record.cell, stages=sorted(stages), reason=reason)
         self._half.enter(founding, stages, now)
 
@@ -131,12 +141,14 @@ class Founding:
         now: float,
         local: Mapping[str, dict[str, Tensor]],
     ) -> None:
-        """Get the states of a founding that does not begin at the seed: `local` ones, or fetched."""
-        self._founding, self._collecting = founding, {}
-        self.why = f"fetching {len(stages)} stages to enter cell {record.cell}"
-        half = self._half
-        for stage in stages:
-            order = Restore(
+        """Get the states of a founding that does not begin at the seed: `local` ones, or fetched.
+
+        What an earlier try for the same founding brought is here already.
+        """
+        brought = self._brought(founding)
+        self._founding, self._collected = founding, (founding, brought)
+        orders = [
+            Restore(
                 cell=record.cell,
                 slot=record.slot,
                 term=0,
@@ -147,18 +159,69 @@ class Founding:
                 decided=founding,
                 reason=f"to enter cell {record.cell}",
             )
-            half.perform_all(half.restoring.begin(half.setup.me, order, half.view, local.get, now))
+            for stage in stages
+            if stage not in brought
+        ]
+        here = [order for order in orders if f"checkpoint:{order.stage}" in local]
+        for order in here:
+            self._begin(order, now, local.get)
+        self._orders = deque(order for order in orders if order not in here)
+        self._go_on(f"to enter cell {record.cell}", now)
+
+    def _brought(self, founding: Signed) -> dict[int, Stage]:
+        """The stages that were got for this founding."""
+        return self._collected[1] if self._collected[0] == founding else {}
+
+    def _begin(
+        self, order: Restore, now: float, local: Callable[[str], dict[str, Tensor] | None] = lambda _: None
+    ) -> None:
+        """Carry one order out, unless the one before ended the founding."""
+        half = self._half
+        if self._founding == order.decided:
+            half.perform_all(half.restoring.begin(half.setup.me, order, half.view, local, now))
+
+    def _go_on(self, reason: str, now: float) -> None:
+        """Fetch the next stages, or enter the cell with the last."""
+        half, founding = self._half, self._founding
+        if founding is None:
+            return
+        record, stages = read_record(founding), self._collected[1]
+        mine = stages_of(record.roster, half.setup.me)
+        self.why = f"fetching stages to enter cell {record.cell}: {len(stages)} of {len(mine)} are here"
+        if set(stages) == set(mine):
+            self._enter(founding, stages, reason, now)
+        while self._orders and len(half.restoring.busy) < AT_ONCE and self._founding == founding:
+            self._begin(self._orders.popleft(), now)
 
     def failed(self, answer: Ready, now: float) -> None:
-        """A state of the founding could not be had: try again from the beginning, a little later."""
+        """A state of the founding could not be had: try again a little later, for what is missing."""
+        founding = self._founding
+        if founding is None or read_record(founding).cell != answer.cell:
+            return
         self._half.note("dropped", what=f"founding of cell {answer.cell}", why=answer.reason)
-        self._founding, self._collecting = None, {}
-        self._mark.unlink(missing_ok=True)
+        self._put_off(f"stage {answer.stage} of cell {answer.cell} could not be had: {answer.reason}", now)
+
+    def _put_off(self, why: str, now: float) -> None:
+        self._stop()
+        self.why = f"{why}; tried again every {RETRY_S:.0f} s"
         self._retry_at = now + RETRY_S
+
+    def _stop(self) -> None:
+        """Nothing of a founding is fetched any more."""
+        founding, self._founding = self._founding, None
+        self._orders.clear()
+        if founding is not None:
+            self._half.restoring.cancel(founding)
+
+    def set_aside(self) -> None:
+        """A leader has use for this node: what it collects for a founding is not wanted any more."""
+        self._stop()
+        self._collected = (None, {})
 
     def _maybe_found(self, now: float) -> None:
         """With fewer cells than the job wants, the lowest standby founds one; others wait."""
         half = self._half
+        self._collected = (None, {})
         choice = choose_cell(half.view, half.setup.job, half.setup.me)
         self.why = choice.reason
         cells = half.view.cells()
@@ -193,12 +256,15 @@ class Founding:
         )
 
     def collected(self, effect: Restored, now: float) -> bool:
-        """Whether a state that arrived is part of the founding; with the last of them the cell is entered."""
-        half = self._half
-        if self._founding is None or effect.leader != half.setup.me:
+        """Whether a state that arrived was for a founding; with the last of them the cell is entered.
+
+        Only a node that trains leads, so without a trainer an order of its own is a founding's; of
+        one that is given up nothing counts.
+        """
+        half, order = self._half, effect.order
+        if effect.leader != half.setup.me or half.trainer is not None:
             return False
-        self._collecting[effect.order.stage] = effect.stage
-        record = read_record(self._founding)
-        if set(self._collecting) == set(stages_of(record.roster, half.setup.me)):
-            self._enter(self._founding, self._collecting, effect.order.reason, now)
+        if order.decided == self._founding:
+            self._collected[1][order.stage] = effect.stage
+            self._go_on(order.reason, now)
         return True

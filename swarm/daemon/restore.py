@@ -24,7 +24,7 @@ from swarm.pipeline.model import ModelConfig, stage_layers
 from swarm.pipeline.records import read_record
 from swarm.pipeline.stage import Stage, StageStateError, state_like
 from transport.machine import Effect, NodeId, Send
-from transport.wire import Message, TensorSpec, WireError
+from transport.wire import Message, Signed, TensorSpec, WireError
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,14 @@ class Restoring:
         older = self._orders.get(order.body.stage)
         self._orders[order.body.stage] = order
         for name in sorted((older.waiting if older else set()) - self._awaited()):
+            self._transfer.cancel(name)
+
+    def cancel(self, decided: Signed) -> None:
+        """Drop the orders that follow from this record, and what only they waited for."""
+        dropped = [order for order in self._orders.values() if order.body.decided == decided]
+        for order in dropped:
+            del self._orders[order.body.stage]
+        for name in sorted({name for order in dropped for name in order.waiting} - self._awaited()):
             self._transfer.cancel(name)
 
     def _awaited(self, but: Order | None = None) -> set[str]:

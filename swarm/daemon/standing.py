@@ -80,6 +80,7 @@ class Standing:
             self._later[order.stage] = (leader, order)  # what it may need of ours is half a step old
             return
         if half.trainer is None and not order.rehearsal:
+            half.founding.set_aside()
             half.say(half.facts.model_copy(update={"state": "restoring"}))
         at_hand = partial(local_state, half.trainer)
         half.perform_all(half.restoring.begin(leader, order, half.view, at_hand, now))
