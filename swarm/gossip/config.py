@@ -9,7 +9,17 @@ from dataclasses import dataclass, fields
 class GossipConfig:
     """Parameters of SWIM with Lifeguard (arXiv 1707.00788) and of crash evidence.
 
-    probe_s: between two probes. Smaller finds silence sooner, costs two messages a probe.
+    How long silence lasts until everybody knows, among 8 nodes: each of the 7 others probes every
+    second, whom it heard of least recently first, and as both ends of a pair probe each other, a
+    pair meets every 3.5 s. So nobody probes the silent one for t seconds with a chance of
+    (1 - t / 3.5)^7, 0.01 % for 2.6 s. The probe fails after 2 s (probe_s). Those who hear of it look
+    at once for themselves and after 0.9 s (closed_probe_s) confirm it, which is all that the
+    shortest suspicion asks for: 10 s from the first word. Together less than 2.6 + 2 + 10 s and a
+    gossip, below 15 s. A node that stands still for up to 8 s is first suspected 2 s after it
+    stopped, and has at least 4 s left to refute.
+
+    probe_s: between two probes, and until one counts as failed; in a swarm of fewer than 16 down to
+        half of it lies between two. Smaller finds silence sooner, costs two messages a probe.
     probe_timeout_s: until a direct probe counts as failed and others are asked to try. Must
         exceed a round trip; smaller asks for nothing more often.
     indirect: members asked. More tells a dead peer from a bad path, costs messages.

@@ -55,9 +55,11 @@ class Membership:
         self.register = Register(self.own.member, self.own.signed, config, rng)
         self.probing = Probing(self.me, config, rng, now)
         self._refusals = Refusals()
+        self.refused = self._refusals.counts
         self._verifier, self._verify_notice = verifier, verify_notice
         self._revoked: set[NodeId] = set()
         self._ticked = False
+        self._due: float | None = None
         self._awake_at = now
         self._reap_at = now + config.push_pull_s
         self._spreading = Spreading(self.own, self.register, config, rng, now)
@@ -68,14 +70,9 @@ class Membership:
         """Who is here, as this node sees it."""
         return self.register.view
 
-    @property
-    def refused(self) -> dict[str, int]:
-        """What was not believed: reason -> how often."""
-        return self._refusals.counts
-
     def seed(self, records: Iterable[Signed], now: float) -> Sequence[Effect]:
         """First members, from the lobby or an earlier run: learn them, ask some for their views."""
-        records = tuple(records)
+        self._due, records = None, tuple(records)
         self._spreading.expected = len(records)
         effects = [e for signed in records for e in self._learn(signed, self.me, now, told=True)]
         self._spreading.settle()
@@ -86,10 +83,12 @@ class Membership:
 
     def set_facts(self, facts: Facts, now: float) -> Sequence[Effect]:
         """Advertise these facts: at once if its place changes, else not more often than `facts_s`."""
+        self._due = None
         return self._renew(now) if self.own.set_facts(facts, len(self.register), now) else []
 
     def publish(self, topic: str, version: int, notice: Signed, now: float) -> Sequence[Effect]:
         """Spread a notice of this node's own."""
+        self._due = None
         return self._take_notice(Notice(topic=topic, version=version, notice=notice), self.me, now)
 
     def closed(self, peer: NodeId, now: float) -> Sequence[Effect]:
@@ -103,6 +102,7 @@ class Membership:
     def revoke(self, nodes: Iterable[NodeId], now: float) -> Sequence[Effect]:
         """These nodes are members no more, whatever they or others say."""
         effects: list[Effect] = []
+        self._due = None
         for node in sorted(set(nodes) - self._revoked):
             self._revoked.add(node)
             row = self.register.rows.get(node)
@@ -119,8 +119,7 @@ class Membership:
 
     def signed_records(self) -> tuple[Signed, ...]:
         """Records of all live members, this node's first: what a newcomer starts from."""
-        rows = self.register.rows
-        return (self.own.signed, *(rows[peer].signed for peer in self.register.believed()))
+        return (self.own.signed, *(self.register.rows[peer].signed for peer in self.register.believed()))
 
     def handle(self, peer: NodeId, message: Message, now: float) -> Sequence[Effect]:
         """Take in a gossip message; the link has authenticated `peer`."""
@@ -129,6 +128,7 @@ class Membership:
         if peer in self._revoked:
             return []
         effects = [*self._notice_stall(now)]
+        self._due = None
         # A record first: what is claimed of it refers to it.
         told = isinstance(body, Exchange)
         for signed in body.records:
@@ -152,7 +152,7 @@ class Membership:
         """Probe, gossip, exchange, bury: whatever is due."""
         effects: list[Effect] = []
         effects += self._notice_stall(now)
-        self._ticked = True
+        self._ticked, self._due = True, None
         sends, verdicts = self.probing.tick(self._others, now)
         effects += [effect for verdict in verdicts for effect in self._judge(verdict, now)]
         effects += self._spreading.fill(sends)
@@ -161,8 +161,11 @@ class Membership:
         return [*effects, *self._bury(now), *self._spreading.tick(now)]
 
     def deadline(self) -> float:
-        """The next thing to do."""
-        return min(self.probing.deadline(), self._spreading.deadline(), self.register.due, self.own.due)
+        """The next thing to do; asked far oftener than it changes."""
+        if self._due is None:
+            rest = self.probing.deadline(), self.register.due, self.own.due
+            self._due = min(self._spreading.deadline(), *rest)
+        return self._due
 
     # -- records, claims and notices --------------------------------------------------------
 
@@ -182,7 +185,9 @@ class Membership:
         except Untrusted as error:
             return self._refusals.note(str(error), peer)
         if node == self.me:
-            return self._outdo(record, now)
+            # An earlier life may have left a newer record, or, having refuted, another of this version.
+            outdone = record.version >= self.own.record.version and record != self.own.record
+            return self._renew(now, beyond=record.incarnation) if outdone else []
         admission = self.register.admit(record, signed, now)
         if admission is None:
             return []
@@ -211,12 +216,6 @@ class Membership:
         if signed is None:
             return self._spreading.ask_whole(peer, now) if node not in self._revoked else []
         return self._learn(signed, peer, now, told=told)
-
-    def _outdo(self, record: MemberRecord, now: float) -> Sequence[Effect]:
-        """An earlier life may have left a newer record, or, having refuted, another of this version."""
-        if record.version < self.own.record.version or record == self.own.record:
-            return []
-        return self._renew(now, beyond=record.incarnation)
 
     def _hear(self, signed: Signed, peer: NodeId, now: float, *, told: bool = False) -> Sequence[Effect]:
         """Somebody's word about somebody; checked only if it would change anything."""
@@ -259,7 +258,7 @@ class Membership:
         assert row.suspicion is not None
         if len(row.suspicion.closed_by) > EVIDENCE_MAX:
             self._spreading.queue.drop(("claim", node, self.me))  # nobody needs ours any more
-        if claim.closed and self.me not in row.suspicion.by:
+        if self.me not in row.suspicion.by and (claim.closed or self._spreading.checks):
             effects += self.doubt(node, now)
         return effects
 
@@ -310,7 +309,7 @@ class Membership:
     # -- this node itself -------------------------------------------------------------------
 
     def _look(self, look: Look, peer: NodeId, now: float) -> Sequence[Effect]:
-        row = self.register.rows.get(peer)
+        row, self._due = self.register.rows.get(peer), None
         return self._spreading.fill(look(peer, self._others, now)) if row and row.believed else []
 
     def _others(self, target: NodeId) -> list[NodeId]:

@@ -1,6 +1,6 @@
 """Machine part: whom to probe, what is outstanding, and who failed to answer.
 
-One probe a period, members in shuffled rounds; a probe without an answer asks others to try,
+One probe a period, many members in shuffled rounds; a probe without an answer asks others to try,
 and who does not reach the target either says so (nack), so that a missing nack tells a node
 that it is itself the problem (Lifeguard's local health).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.messages import Ack, Nack, Ping, PingRequest, Updates
@@ -20,6 +21,8 @@ RELAYS_MAX = 256
 """Questions on behalf of others at a time; a further one is answered with a nack at once."""
 LAST_WORDS_S = 0.25
 """What arrives this soon after a connection closed may have been sent before: it proves nothing."""
+FEW = 16
+"""Members of whom each is probed by age, and so often that all together soon notice a silence."""
 RELAY_SHARE = 0.8
 """Of a probe's time: after this the nack goes out, so that it is back before the probe ends."""
 
@@ -68,16 +71,18 @@ class Probing:
         self._rng = rng
         self._round: list[NodeId] = []
         self._members: set[NodeId] = set()
+        self._met: dict[NodeId, float] = {}
         self._probes: dict[int, Probe] = {}
         self._closed: dict[NodeId, float] = {}
         self._seq = 0
         self._next_at = now + config.probe_s * rng.random()
 
     def add(self, peer: NodeId) -> None:
-        """A member to probe; it enters the current round at a random place."""
+        """A member to probe; it enters the current round, if one is under way, at a random place."""
         if peer not in self._members:
             self._members.add(peer)
-            self._round.insert(self._rng.randint(0, len(self._round)), peer)
+            if self._round:
+                self._round.insert(self._rng.randint(0, len(self._round)), peer)
 
     def remove(self, peer: NodeId) -> None:
         """Probe it no more."""
@@ -85,6 +90,7 @@ class Probing:
             self._members.discard(peer)
             self._round = [each for each in self._round if each != peer]
         self._closed.pop(peer, None)
+        self._met.pop(peer, None)
         self._probes = {seq: p for seq, p in self._probes.items() if p.peer != peer or p.asker}
 
     def worse(self, by: int = 1) -> None:
@@ -130,7 +136,8 @@ class Probing:
                 sends += self._ask(seq, probe, choose(probe.peer))
         if now >= self._next_at:
             interval = self.config.probe_s * (self.health + 1)
-            self._next_at = now + interval
+            # In a small swarm few probe a member: let them do so up to twice as often.
+            self._next_at = now + interval * max(0.5, min(1.0, len(self._members) / FEW))
             sends += self._probe_next(now, interval)
         return sends, verdicts
 
@@ -152,14 +159,27 @@ class Probing:
         return [Send(other, Message(PingRequest(seq=seq, target=probe.peer))) for other in others]
 
     def _probe_next(self, now: float, interval: float) -> list[Send]:
+        peer = self._next_peer()
+        if peer is None:
+            return []
+        self._met[peer] = now
+        seq = self._begin(Probe(peer, now + self.config.probe_timeout_s, now + interval))
+        return [Send(peer, Message(Ping(seq=seq)))]
+
+    def _next_peer(self) -> NodeId | None:
+        """Of few members the one that was heard of least recently, of many the next of a shuffled round.
+
+        With both ends of a pair looking after each other, a pair meets twice in a round.
+        """
+        if self._members and len(self._members) <= FEW:
+            return min(
+                sorted(self._members), key=lambda each: (self._met.get(each, -inf), self._rng.random())
+            )
+        self._met.clear()
         if not self._round:
             self._round = sorted(self._members)
             self._rng.shuffle(self._round)
-        if not self._round:
-            return []
-        peer = self._round.pop()
-        seq = self._begin(Probe(peer, now + self.config.probe_timeout_s, now + interval))
-        return [Send(peer, Message(Ping(seq=seq)))]
+        return self._round.pop() if self._round else None
 
     def _expire(self, probe: Probe) -> Outcome:
         if probe.asker is not None:
@@ -177,6 +197,8 @@ class Probing:
             del self._closed[peer]
         match body:
             case Ping(seq=seq):
+                if peer in self._met:
+                    self._met[peer] = now
                 return [Send(peer, Message(Ack(seq=seq)))]
             case PingRequest(seq=seq, target=target):
                 return self._relay(peer, seq, NodeId(target), now)

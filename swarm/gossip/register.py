@@ -12,8 +12,8 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
-from zlib import crc32
 
 from swarm.gossip.compact import Renewal, begin_alike, renewal_of
 from swarm.gossip.comparing import Hashes, bucket_of, bucket_starts, mark_of
@@ -38,8 +38,8 @@ class Row:
     """What is known of one node.
 
     since: when its status became what it is. heard_at: when its incarnation was first heard of.
-    evidence: signed claims behind that status: the accusations of a suspect, our own of a dead
-    node, the farewell of one that left. until: when a suspect is buried. mark: see `comparing`.
+    evidence: signed claims behind that status: the accusations of a suspect, these and our own of
+    a dead node, the farewell of one that left. until: when a suspect is buried. mark: see `comparing`.
     renewal: the record without its beginning, if an earlier one with the same was known here, and
     so probably elsewhere.
     """
@@ -72,6 +72,9 @@ class Admission:
     new: bool
     revived: bool
     moved: bool
+
+
+NEW = Admission(new=True, revived=False, moved=True)
 
 
 class Register:
@@ -165,10 +168,8 @@ class Register:
         node = NodeId(record.node)
         row = self.rows.get(node)
         if row is None:
-            self.rows[node] = Row(Member(record, "alive", "new"), signed, now, now)
-            insort(self._order, node)
-            self._show(self.rows[node])
-            return Admission(new=True, revived=False, moved=True)
+            self._introduce(node, Row(Member(record, "alive", "new"), signed, now, now))
+            return NEW
         old = row.member.record
         # The payload decides between two records of one version: only a faulty owner makes them.
         if (record.version, signed.payload) <= (old.version, row.signed.payload):
@@ -218,7 +219,9 @@ class Register:
         crashed = suspicion.is_crash(self.witnesses)
         why = "its connections closed" if crashed else f"silent for {now - suspicion.since:.1f} s"
         row.suspicion = None
-        self._turn(row, "dead", f"{why}, {len(suspicion.by)} accusers", (signed,), now)
+        # Whoever learns of it by comparison has as many accusers at once, and no longer to wait.
+        evidence = (*row.evidence, signed)
+        self._turn(row, "dead", f"{why}, {len(suspicion.by)} accusers", evidence, now)
 
     def dismiss(self, row: Row, reason: str, evidence: tuple[Signed, ...], now: float) -> None:
         """It left by its own word, or was revoked."""
@@ -257,6 +260,12 @@ class Register:
         row.member, row.since, row.evidence = Member(row.member.record, status, reason), now, evidence
         self._show(row)
 
+    def _introduce(self, node: NodeId, row: Row) -> None:
+        self.rows[node], self._view = row, None
+        insort(self._order, node)
+        self._set_mark(row, _mark(row.member, row.signed))
+        self._see_witnesses()
+
     def _show(self, row: Row) -> None:
         self._view = None
         node = row.member.node
@@ -270,6 +279,9 @@ class Register:
         else:
             self._lost[node] = row
         self._set_mark(row, _mark(row.member, row.signed) if row.believed or row.evidence else 0)
+        self._see_witnesses()
+
+    def _see_witnesses(self) -> None:
         if (self.witnesses > 0) != self._witnessed:
             self._witnessed = self.witnesses > 0
             for suspect in self._suspected.values():
@@ -288,6 +300,9 @@ class Register:
 
 def _mark(member: Member, signed: Signed) -> int:
     """Of what comparisons shall find: a newer record, another one of its version, or a final verdict."""
-    verdict = "" if member.status in BELIEVED else member.status
-    record, check = member.record, crc32(signed.payload)
-    return mark_of(f"{record.node} {record.incarnation} {record.seq} {check} {verdict}")
+    return _marked(signed.payload, "" if member.status in BELIEVED else member.status)
+
+
+@lru_cache(maxsize=8192)
+def _marked(payload: bytes, verdict: str) -> int:
+    return mark_of(f"{payload.hex()} {verdict}")

@@ -36,6 +36,8 @@ TOLD_DIRECTLY = 16
 """Members of a small swarm that hear of a crash at once; in a larger one gossip is as quick."""
 GREETERS = 32
 """Members that greet a newcomer, on average."""
+CHECKERS = 8
+"""Members of a small swarm that look for themselves, on average, when they hear of a suspect."""
 MOURNERS = 16
 """Members that tell of a death, on average: everyone buries by its own timer, and the others know."""
 ANSWER_S = 1.0
@@ -105,6 +107,15 @@ class Spreading:
         tell = self.put if claim.closed or claim.by == self._own.node else self.pass_on
         tell(key, signed, "claims")
         self.hurry(now)
+
+    @property
+    def checks(self) -> bool:
+        """Whether this node looks at once for itself when others suspect somebody.
+
+        So a suspicion soon has all the accusers that it ever needs, or, if only its first accuser
+        was in trouble, none. In a large swarm there are always some whose turn it is anyway.
+        """
+        return self.small and self.chosen(CHECKERS)
 
     def confirm(self, key: Hashable, value: Signed, now: float) -> None:
         """Spread a further accusation: it shortens a suspicion. In a large swarm it has time, and

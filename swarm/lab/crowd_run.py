@@ -155,8 +155,9 @@ def render_crowd(found: dict[str, Any]) -> str:
             f"{found['nodes']} nodes, {found['virtual_s'] / 3600:g} virtual hours in {found['real_s']} s"
             f" ({found['cpu_s']} s of one core): {found['crashes']} crashes, {found['returns']} returns",
             f"crash to first suspicion: {line('first_suspicion_s', 's')}",
-            f"crash to dead in all views: {line('known_everywhere_s', 's')}"
+            f"crash to dead in the views of all who were there: {line('known_everywhere_s', 's')}"
             f" ({found['never_known_everywhere']} not everywhere)",
+            f"newcomers believed in the dead for: {line('newcomers_believed_s', 's')}",
             f"false deaths: {deaths['nodes']} nodes in {deaths['views']} views,"
             f" {found['false_deaths_per_node_hour']:g} a node-hour",
             f"false suspicions: {doubts['nodes']} nodes in {doubts['views']} views",

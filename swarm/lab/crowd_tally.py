@@ -15,10 +15,14 @@ GONE = ("dead", "left")
 
 @dataclass(slots=True)
 class Incident:
-    """A crash. unaware: live nodes that still believe in the crashed one."""
+    """A crash. watchers: nodes that lived then and live since; unaware: those that still believe in
+    the crashed one. late: who came, or came back, afterwards and believes in it, since when.
+    """
 
     at: float
     unaware: set[NodeId]
+    watchers: set[NodeId]
+    late: dict[NodeId, float] = field(default_factory=dict)
     suspected_at: float | None = None
     known_at: float | None = None
 
@@ -38,7 +42,8 @@ class Tally:
     """Counts while the crowd runs.
 
     false_deaths, false_suspicions: views in which a live node was buried or suspected. wronged:
-    (node, incarnation) of those buried anywhere.
+    (node, incarnation) of those buried anywhere. late_s: how long newcomers took somebody for alive,
+    or suspected, who had crashed before they came.
     """
 
     incidents: list[Incident] = field(default_factory=list)
@@ -48,6 +53,7 @@ class Tally:
     accused: set[tuple[NodeId, int]] = field(default_factory=set)
     kinds: dict[str, list[int]] = field(default_factory=dict)
     loads: dict[int, Load] = field(default_factory=dict)
+    late_s: list[float] = field(default_factory=list)
     returns: int = 0
     _open: dict[NodeId, Incident] = field(default_factory=dict)
     _lives: dict[NodeId, int] = field(default_factory=dict)
@@ -63,7 +69,8 @@ class Tally:
         load.seconds += now - load.since
         load.since = None
         self._forget_watcher(node, now)
-        incident = self._open[node] = Incident(now, set(watchers))
+        watching = set(watchers)
+        incident = self._open[node] = Incident(now, watching, set(watching))
         self.incidents.append(incident)
 
     def returned(self, node: NodeId, index: int, incarnation: int, now: float) -> None:
@@ -112,9 +119,11 @@ class Tally:
         if member.status in GONE:
             incident.unaware.discard(viewer)
             self._close(incident, now)
+            if viewer in incident.late:
+                self.late_s.append(now - incident.late.pop(viewer))
         else:
-            if incident.known_at is None:
-                incident.unaware.add(viewer)
+            if viewer not in incident.watchers:
+                incident.late.setdefault(viewer, now)
             if member.status == "suspect" and incident.suspected_at is None:
                 incident.suspected_at = now
 
@@ -130,6 +139,8 @@ class Tally:
     def _forget_watcher(self, node: NodeId, now: float) -> None:
         for incident in self._open.values():
             incident.unaware.discard(node)
+            incident.watchers.discard(node)
+            incident.late.pop(node, None)
             self._close(incident, now)
 
     @staticmethod
@@ -154,6 +165,7 @@ class Tally:
             "node_hours": round(hours, 2),
             "first_suspicion_s": spread(first),
             "known_everywhere_s": spread(known),
+            "newcomers_believed_s": spread(self.late_s),
             "never_known_everywhere": sum(i.known_at is None for i in self.incidents),
             "false_deaths": {"nodes": len(self.wronged), "views": self.false_deaths},
             "false_deaths_per_node_hour": round(len(self.wronged) / hours, 4),
