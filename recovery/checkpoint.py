@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FORMAT = 1
+KEPT_BESIDES = 1
+"""Checkpoints of a stage that are kept besides the one just written."""
 _TENSORS = "tensors.safetensors"
 _MANIFEST = "manifest.json"
 _WRITING, _REPLACED = ".writing-", ".replaced-"
@@ -74,15 +77,20 @@ def stage_directory(root: Path, stage: int) -> Path:
 
 
 def write_checkpoint(
-    directory: Path, iteration: int, tensors: Mapping[str, Tensor], meta: Meta, keep: int = 2
+    directory: Path,
+    iteration: int,
+    tensors: Mapping[str, Tensor],
+    meta: Meta,
+    protect: int | None = None,
 ) -> Path:
-    """Write a checkpoint into a stage's directory and keep the newest `keep`.
+    """Write a checkpoint into a stage's directory and keep one besides: `protect`, or else the newest.
 
     Atomic: written and synced under another name, then renamed, so neither a crash nor a full
     disk leaves half of it or harms an older one. A directory has one writer at a time. A
-    checkpoint of the same iteration is replaced. Raises CheckpointError.
+    checkpoint of the same iteration is replaced. protect: `newest_common` of the stages that are
+    written together, asked before the first; a stage alone cannot know that the others of its
+    newest iterations were never written. Raises CheckpointError.
     """
-    assert keep >= 1, "a checkpoint that is deleted at once protects nothing"
     target = directory / f"iter-{iteration:06d}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -94,11 +102,29 @@ def write_checkpoint(
             _put_in_place(draft, target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        for _, old in _candidates(directory)[keep:]:
+        others = [entry for entry in _candidates(directory) if entry[1] != target]
+        for _, old in sorted(others, key=lambda entry: entry[0] != protect)[KEPT_BESIDES:]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write checkpoint {target}: {_why(error)}") from error
     return target
+
+
+def newest_common(root: Path, stages: Iterable[int], job: str) -> int | None:
+    """The newest iteration of which all these stages have a checkpoint of one cell of this job here.
+
+    What a whole would be made of, going by the manifests: tensors are not looked at.
+    """
+    common: set[tuple[int, str]] | None = None
+    for stage in stages:
+        found = set()
+        for iteration, path in _candidates(stage_directory(root, stage)):
+            with suppress(CheckpointError):  # what cannot be read is not there
+                _, meta, _ = _read_manifest(path)
+                if meta.get("job") == job:
+                    found.add((iteration, str(meta.get("cell", ""))))
+        common = found if common is None else common & found
+    return max((iteration for iteration, _ in common or ()), default=None)
 
 
 def newest_checkpoint(directory: Path, iteration: int | None = None) -> Search:

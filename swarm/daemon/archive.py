@@ -13,7 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recovery.checkpoint import CheckpointError, Meta, assemble, stage_directory, write_checkpoint
+from recovery.checkpoint import (
+    CheckpointError,
+    Meta,
+    assemble,
+    newest_common,
+    stage_directory,
+    write_checkpoint,
+)
 from recovery.donor import NeedSnapshot
 from recovery.fetch import Fetched, FetchFailed
 from recovery.snapshot import describe
@@ -253,10 +260,13 @@ class ArchiveHalf:
         """One stage after another, off the loop: gossip and lobby live on it, and a model is large."""
         record = str(self._got[0].facts.get("record", ""))
         meta: Meta = {"cell": cell, "iteration": iteration, "job": self._job.digest, "record": record}
+        stages = range(len(self._sizes))
+        whole = partial(newest_common, self._directory, stages, self._job.digest)
         try:
+            protect: int | None = await self._in_background(whole)
             for stage, fetched in sorted(self._got.items()):
                 root = stage_directory(self._directory, stage)
-                await self._in_background(partial(self._write_stage, root, fetched, meta))
+                await self._in_background(partial(self._write_stage, root, fetched, meta, protect))
         except CheckpointError as error:
             self._give_up(str(error))
             return
@@ -265,8 +275,8 @@ class ArchiveHalf:
         self._note(iteration=iteration, cell=cell, path=self._directory.name)
         self._bridge.send(FactsChanged(facts=Facts(iteration=iteration)))
 
-    def _write_stage(self, directory: Path, fetched: Fetched, meta: Meta) -> None:
-        write_checkpoint(directory, fetched.slot, self._matter.restored(fetched), meta)
+    def _write_stage(self, directory: Path, fetched: Fetched, meta: Meta, protect: int | None) -> None:
+        write_checkpoint(directory, fetched.slot, self._matter.restored(fetched), meta, protect)
 
     def _note(self, **fields: object) -> None:
         self._emit(Event("checkpoint", self._wall(), self._me, fields))

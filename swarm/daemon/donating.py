@@ -14,6 +14,7 @@ from recovery.checkpoint import (
     CheckpointError,
     Meta,
     newest_checkpoint,
+    newest_common,
     read_checkpoint,
     stage_directory,
     write_checkpoint,
@@ -135,11 +136,13 @@ def write_stages(trainer: Trainer, checkpoints: Path, job: str) -> Iterator[dict
         "job": job,
         "record": content_digest(record),
     }
-    for index, stage in sorted(trainer.computing.stages.items()):
+    held = trainer.computing.stages
+    protect = newest_common(checkpoints, held, job)
+    for index, stage in sorted(held.items()):
         fields: dict[str, object] = {"iteration": record.iteration, "stage": index}
         try:
             root = stage_directory(checkpoints, index)
-            path = write_checkpoint(root, record.iteration, stage.state(), meta)
+            path = write_checkpoint(root, record.iteration, stage.state(), meta, protect)
         except CheckpointError as error:
             yield fields | {"refused": str(error)}
         else:

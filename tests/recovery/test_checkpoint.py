@@ -10,6 +10,7 @@ from recovery.checkpoint import (
     CheckpointError,
     assemble,
     newest_checkpoint,
+    newest_common,
     read_checkpoint,
     stage_directory,
     write_checkpoint,
@@ -206,3 +207,43 @@ def test_the_manifest_is_plain_json_that_names_its_file(tmp_path):
     said = json.loads((path / "manifest.json").read_text())["said"]
     assert said["iteration"] == 3
     assert list(said["files"]) == ["tensors.safetensors"]
+
+
+def test_halves_of_later_iterations_never_cost_the_newest_whole_one(tmp_path):
+    """A disk on which the second stage has no room any more."""
+    meta = {"cell": "c0", "job": "j1"}
+
+    def write(iteration, stages):
+        protect = newest_common(tmp_path, (0, 1), "j1")
+        for stage in stages:
+            root = stage_directory(tmp_path, stage)
+            write_checkpoint(root, iteration, state(iteration), meta, protect)
+
+    for iteration, stages in ((40, (0, 1)), (50, (0, 1)), (100, (0,)), (150, (0,)), (200, (0,))):
+        write(iteration, stages)
+        found, refused = assemble([tmp_path], 2)
+        assert (found.iteration, refused) == (min(iteration, 50), ())
+    names = [path.name for path in sorted(stage_directory(tmp_path, 0).iterdir())]
+    assert names == ["iter-000050", "iter-000200"], "what is no part of a whole does not pile up"
+    write(250, (0, 1))
+    assert assemble([tmp_path], 2)[0].iteration == 250
+
+
+def test_what_stages_have_in_common_is_of_one_job_and_one_cell(tmp_path):
+    for stage, iteration, cell, job in (
+        *((0, 10, "c0", "j1"), (1, 10, "c0", "j1")),
+        *((0, 20, "c0", "j1"), (1, 20, "c1", "j1")),
+        *((0, 30, "c0", "j2"), (1, 30, "c0", "j2")),
+    ):
+        root = stage_directory(tmp_path, stage)
+        write_checkpoint(root, iteration, state(1), {"cell": cell, "job": job}, protect=10)
+    assert newest_common(tmp_path, (0, 1), "j1") == 10
+    assert newest_common(tmp_path, (0, 1), "j2") == 30
+    assert newest_common(tmp_path, (0, 1, 2), "j1") is None
+
+
+def test_a_checkpoint_of_an_earlier_job_that_came_further_does_not_push_this_ones_out(tmp_path):
+    for iteration in (900, 950):
+        write_checkpoint(tmp_path, iteration, state(1), {"job": "j1"})
+    path = write_checkpoint(tmp_path, 10, state(2), {"job": "j2"})
+    assert path.exists()

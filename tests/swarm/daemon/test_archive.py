@@ -11,7 +11,7 @@ import pytest
 import torch
 from cell_world import small_job
 
-from recovery.checkpoint import stage_directory, write_checkpoint
+from recovery.checkpoint import CheckpointError, newest_common, stage_directory, write_checkpoint
 from recovery.fetch import Fetched
 from recovery.snapshot import Get, Manifest, NotHere, Want, take_snapshot
 from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, InBackground, Resumable, inline, newest_whole
@@ -77,7 +77,7 @@ def test_stages_are_written_one_by_one_in_the_background(tmp_path: Path) -> None
     begun: list[float] = []
 
     async def slowly(work: Callable[[], Any]) -> Any:
-        if isinstance(work, partial) and work.func is newest_whole:
+        if isinstance(work, partial) and work.func in (newest_whole, newest_common):
             return work()
         begun.append(asyncio.get_running_loop().time())
         await asyncio.sleep(10.0)
@@ -140,6 +140,36 @@ def test_stages_of_two_records_are_not_put_together(tmp_path: Path) -> None:
         "the stages of c0 at iteration 4 are not of one record"
     ]
     assert newest_whole(tmp_path / "checkpoints", 2).iteration == 0
+
+
+def test_checkpoints_that_are_half_written_leave_the_whole_one_in_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room for one more stage and not for two."""
+    full = False
+
+    def write(directory: Path, *rest: Any) -> Path:
+        if full and directory.name == "stage-1":
+            raise CheckpointError("No space left on device")
+        return write_checkpoint(directory, *rest)
+
+    monkeypatch.setattr("swarm.daemon.archive.write_checkpoint", write)
+
+    async def scenario() -> None:
+        nonlocal full
+        archive = archive_of(tmp_path, lambda _: None)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(archive.run())
+            for iteration in (4, 6, 8):
+                archive._goal = ("c0", iteration)
+                for stage in range(2):
+                    archive._on_fetched(fetched(stage, iteration))
+                await asyncio.sleep(0.1)
+                full = True
+            running.cancel()
+
+    run_virtual(scenario())
+    assert newest_whole(tmp_path / "checkpoints", 2).iteration == 4
 
 
 def says(archive: ArchiveHalf, name: int, facts: Facts) -> NodeId:
