@@ -81,7 +81,7 @@ class CellRecord(Part):
     roster: Roster
     sums: Annotated[tuple[StageSum, ...], Field(max_length=256)] = ()
     clip_scale: Annotated[float, Field(ge=0, le=1)] = 1.0
-    loss: float = 0.0
+    loss: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     tokens: Count = 0
     leader: NodeText
 

@@ -17,7 +17,7 @@ from swarm.pipeline.records import (
     read_record,
     roster_nodes,
     stages_of,
-    wrong_with_leader,
+    wrong_with_record,
 )
 from transport.machine import NodeId
 from transport.wire import Signed, WireError
@@ -110,4 +110,4 @@ def _is_next(accepted: Signed, record: CellRecord, digest: str) -> bool:
     except WireError:
         return False
     next_one = (read.cell, read.slot, read.previous) == (record.cell, record.slot + 1, digest)
-    return next_one and not wrong_with_leader(accepted, read, [record.roster])
+    return next_one and not wrong_with_record(accepted, read, record)

@@ -29,7 +29,7 @@ from swarm.pipeline.records import (
     read_record,
     record_digest,
     stages_of,
-    wrong_with_leader,
+    wrong_with_record,
 )
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message, Signed, WireError
@@ -175,7 +175,7 @@ class Follower:
             return [Ignored(peer, body.kind, "no record")]
         if (record.cell, record.slot, record.previous) != (self.cell, body.slot, self.digest):
             return [Ignored(peer, body.kind, "does not follow the last record")]
-        wrong = wrong_with_leader(body.record, record, [self.record.roster])
+        wrong = wrong_with_record(body.record, record, self.record)
         if wrong or not self._check(body.record):
             return [Ignored(peer, body.kind, wrong or "bad signature")]
         self._accepted = body.record, self._ballot
@@ -218,7 +218,7 @@ class Follower:
         # Behind a gap, too, only a member of the last roster known is believed to lead: a record
         # that vouches for its own leader would let anybody write this log. Who is asked what was
         # missed may prove it, record by record.
-        wrong = wrong_with_leader(body.record, record, [self.record.roster])
+        wrong = wrong_with_record(body.record, record, self.record)
         if wrong or not self._in_reach(record.term):
             ignored = Ignored(peer, body.kind, wrong or "of a term out of reach")
             return [ignored] if follows else [self._stale(peer), ignored]
@@ -233,7 +233,7 @@ class Follower:
     def _found(self, peer: NodeId, body: Commit, record: CellRecord) -> Sequence[Effect]:
         if record.previous != self.digest or self.me not in {n for h in record.roster for n in h}:
             return [Ignored(peer, body.kind, "founds a cell this node is not part of")]
-        wrong = wrong_with_leader(body.record, record, [self.record.roster])
+        wrong = wrong_with_record(body.record, record, self.record)
         if wrong or not self._remains(record):
             return [Ignored(peer, body.kind, wrong or "is not what remains of this cell")]
         self._ballot = (record.term, record.leader)

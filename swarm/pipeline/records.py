@@ -56,19 +56,33 @@ def roster_nodes(roster: Roster) -> tuple[NodeId, ...]:
     return tuple(sorted({NodeId(node) for holders in roster for node in holders}))
 
 
-def wrong_with_leader(signed: Signed, record: CellRecord, rosters: Iterable[Roster]) -> str:
+def wrong_with_record(signed: Signed, record: CellRecord, last: CellRecord) -> str:
     """Why a record cannot be what its leader made of a slot, or an empty text.
 
-    Who leads a slot is in the roster of the record before it. rosters: those which that may be.
+    last: the newest decided record known, perhaps some slots before. Who leads a slot is in the
+    roster of the record before it. That a majority accepted a record nobody can see from it: a
+    member that leads is trusted with the loss, and with who was averaged, but not with the count.
     """
-    known = list(rosters)
     if signed.signer != record.leader:
         return "signed by another than its leader"
-    if not any(stages_of(roster, NodeId(record.leader)) for roster in known):
+    if not stages_of(last.roster, NodeId(record.leader)):
         return "of a leader that was no member"
-    if any(len(roster) != len(record.roster) for roster in known):
+    if len(last.roster) != len(record.roster) or len(record.sums) not in (0, len(record.roster)):
         return "with another number of stages"
-    return ""
+    slots, iterations, rounds = (
+        record.slot - last.slot,
+        record.iteration - last.iteration,
+        record.round - last.round,
+    )
+    if slots == 1:
+        counted = (iterations, rounds) in _COUNTS[record.act]
+    else:
+        counted = iterations >= 0 and rounds >= 0 and iterations + rounds <= slots
+    return "" if counted else "with a count that its slot cannot have"
+
+
+_COUNTS = {"step": ((1, 0),), "round": ((0, 0), (0, 1)), "roster": ((0, 0),), "found": ((0, 0),)}
+"""Iterations and rounds that one slot adds."""
 
 
 def stages_of(roster: Roster, node: NodeId) -> tuple[int, ...]:

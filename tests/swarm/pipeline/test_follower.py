@@ -217,9 +217,13 @@ def changed(**fields: object) -> CellRecord:
         sign_record(changed(leader=OUTSIDER.node), OUTSIDER.sign),
         sign_record(changed(roster=(*ROSTER, ())), PEOPLE[0].sign),
         sign_record(changed(term=(1 << 53) - 1), PEOPLE[0].sign),
-        sign_record(changed(act="found", cell="c0~x", leader=OUTSIDER.node), OUTSIDER.sign),
-        sign_record(changed(act="found", cell="c0~x", roster=((C, STRANGER),)), PEOPLE[0].sign),
-        sign_record(changed(act="found", cell="c0~x", slot=7), PEOPLE[0].sign),
+        sign_record(changed(iteration=2), PEOPLE[0].sign),
+        sign_record(changed(act="round", iteration=1), PEOPLE[0].sign),
+        sign_record(changed(act="round", iteration=0, round=2), PEOPLE[0].sign),
+        sign_record(changed(slot=2, iteration=3), PEOPLE[0].sign),
+        sign_record(changed(act="found", cell="c0~x", iteration=0, leader=OUTSIDER.node), OUTSIDER.sign),
+        sign_record(changed(act="found", cell="c0~x", iteration=0, roster=((C, STRANGER),)), PEOPLE[0].sign),
+        sign_record(changed(act="found", cell="c0~x", iteration=0, slot=7), PEOPLE[0].sign),
     ],
 )
 def test_a_record_is_only_what_a_leader_of_the_last_roster_may_make(wrong: Signed) -> None:
@@ -231,7 +235,7 @@ def test_a_record_is_only_what_a_leader_of_the_last_roster_may_make(wrong: Signe
 
 def test_what_remains_of_a_cell_is_founded_by_one_of_it() -> None:
     acceptor = follower()
-    found = sign_record(changed(act="found", cell="c0~x", roster=((A, C),)), PEOPLE[0].sign)
+    found = sign_record(changed(act="found", cell="c0~x", iteration=0, roster=((A, C),)), PEOPLE[0].sign)
     (applied,) = acceptor.handle(A, Message(Commit(cell="c0", slot=1, term=1, record=found)))
     assert isinstance(applied, Apply)
     assert acceptor.cell == "c0~x"
