@@ -5,8 +5,9 @@ pinned. So each direction of each lane is a connection of its own, a bulk transf
 before a control message, and a peer is known by the key that the handshake proved: messages
 carry no claim about their sender.
 
-What libzmq does not bound stays unbounded: an admitted peer that never ends a multi-frame
-message grows libzmq's memory, not ours, until its connection is cut.
+What libzmq does not bound stays unbounded: it hands a message over when its last frame has come, so
+an admitted peer that never ends one grows libzmq's memory until its connection is cut, and we learn
+nothing of it. One that does end is dropped unread, counted and held against its peer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The lobby's socket: a CURVE server that lets any key in, because nobody is known here yet."""
+"""The lobby's rooms: CURVE servers that let any key in, because nobody is known here yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zmq.utils import z85
 
 from swarm.daemon.jobdir import JobDir
 from swarm.daemon.lobby import FROM_LOBBY, Admitted, Client, KeepLedger, Lobby, Refused, Reply
-from swarm.daemon.options import UserError
+from swarm.daemon.lobby_door import Door, listen
 from swarm.daemon.revoking import RevokedList
 from swarm.events import Emit, Event, Noted, wall_time
 from transport.identity import curve_public
@@ -48,37 +48,42 @@ async def serve_lobby(
         let in by the time it dials.
     """
     context = zmq.asyncio.Context()
+    desk = _Desk(lobby, job, revoked, members, emit, admitted)
+
+    def open_room(address: str, place: str) -> _Room:
+        return _Room(_bind(context, job.lobby_curve_secret, place), desk, address)
+
     try:
         doorman = context.socket(zmq.REP)
         doorman.bind("inproc://zeromq.zap.01")
-        socket = _listen(context, job.lobby_curve_secret, host, port)
-        desk = _Desk(socket, lobby, job, revoked, members, emit, admitted)
+        listening = listen(host, port)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_admit_any_key(doorman))
-            tasks.create_task(desk.run())
+            tasks.create_task(Door(open_room, desk.dropped).run(listening))
     finally:
         context.destroy(linger=0)
 
 
-def _listen(context: zmq.asyncio.Context, secret: str, host: str, port: int) -> zmq.asyncio.Socket:
-    socket = context.socket(zmq.ROUTER)
+def _bind(context: zmq.asyncio.Context, secret: str, place: str) -> zmq.asyncio.Socket:
+    """A socket that listens there. Raises OSError."""
+    try:
+        socket = context.socket(zmq.ROUTER)
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, error.strerror) from None
     socket.curve_server = True
     socket.curve_secretkey = secret.encode()
     socket.curve_publickey = curve_public(secret).encode()
     socket.zap_domain = b"lobby"
-    socket.ipv6 = True
     socket.linger = 0
     socket.maxmsgsize = FRAME_BYTES_MAX
     socket.rcvhwm = socket.sndhwm = QUEUE_MESSAGES_MAX
     socket.handshake_ivl = HANDSHAKE_MS
     socket.heartbeat_ivl = socket.heartbeat_timeout = HEARTBEAT_MS
     try:
-        socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+        socket.bind(place)
     except zmq.ZMQError as error:
-        raise UserError(
-            f"the lobby cannot listen on {host}:{port}, as invitations say "
-            f"({zmq.strerror(error.errno or 0)}): is this job already running?"
-        ) from None
+        socket.close()
+        raise OSError(error.errno, error.strerror) from None
     return socket
 
 
@@ -93,10 +98,30 @@ async def _admit_any_key(doorman: zmq.asyncio.Socket) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Desk:
-    """Carries messages to the machine and its effects out, one newcomer at a time."""
+class _Room:
+    """One stranger's connection, which came from an IP address."""
 
     socket: zmq.asyncio.Socket
+    desk: _Desk
+    address: str
+
+    async def attend(self) -> None:
+        while True:
+            route, *frames = await self.socket.recv_multipart(copy=False)
+            if len(frames) != 1:
+                continue
+            client = Client(address=self.address, curve_key=str(frames[0].get("User-Id")))
+            for reply in self.desk.answer(client, frames[0].bytes):
+                await self.socket.send_multipart([route.bytes, FROM_LOBBY.pack(reply.body)])
+
+    def close(self) -> None:
+        self.socket.close(linger=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """Carries messages to the machine and its effects out, one message at a time."""
+
     lobby: Lobby
     job: JobDir
     revoked: RevokedList
@@ -104,36 +129,35 @@ class _Desk:
     emit: Emit
     admitted: Callable[[Admitted], None]
 
-    async def run(self) -> None:
-        while True:
-            route, *frames = await self.socket.recv_multipart(copy=False)
-            if len(frames) == 1:
-                await self._serve(route.bytes, frames[0])
-
-    async def _serve(self, route: bytes, frame: zmq.Frame) -> None:
-        client = Client(address=str(frame.get("Peer-Address")), curve_key=str(frame.get("User-Id")))
+    def answer(self, client: Client, header: bytes) -> list[Reply]:
+        """What to reply, once all that comes before it is done."""
         now = asyncio.get_running_loop().time()
         effects = self.lobby.handle(
-            client, frame.bytes, now, wall_time(), members=self.members(), revoked=self.revoked.names()
+            client, header, now, wall_time(), members=self.members(), revoked=self.revoked.names()
         )
         try:
             for effect in effects:
-                await self._do(effect, route)
+                self._do(effect)
         except OSError as error:
             # The use is not on disk, so nobody is admitted on it; the newcomer comes again.
             self._note(Noted("error", {"reason": f"the ledger cannot be written: {error.strerror}"}))
-            await self._do(Reply(Refused(reason="the coordinator's disk fails", again=True)), route)
+            return [Reply(Refused(reason="the coordinator's disk fails", again=True))]
+        return [effect for effect in effects if isinstance(effect, Reply)]
 
-    async def _do(self, effect: Effect, route: bytes) -> None:
+    def dropped(self, why: str, count: int) -> None:
+        """The door has sent away so many by now, the last for this reason."""
+        self._note(Noted("dropped", {"what": "lobby", "why": why, "count": count}))
+
+    def _do(self, effect: Effect) -> None:
         match effect:
-            case Reply(body):
-                await self.socket.send_multipart([route, FROM_LOBBY.pack(body)])
             case KeepLedger(ledger):
                 self.job.keep_ledger(ledger)
             case Admitted():
                 self.admitted(effect)
             case Noted():
                 self._note(effect)
+            case Reply():
+                pass
             case _:
                 raise AssertionError(effect)
 
