@@ -136,6 +136,11 @@ class Register:
         """Members that fell silent and may only be out of reach, in node-id order."""
         return sorted(node for node, row in self._lost.items() if row.member.status == "dead")
 
+    @property
+    def lost(self) -> int:
+        """How many members died or left and are not forgotten yet."""
+        return len(self._lost)
+
     def bucket(self, bucket: int) -> Iterator[Row]:
         """The rows that count for a bucket's hash, in node-id order."""
         first, last = (bisect_left(self._order, bucket_starts(b)) for b in (bucket, bucket + 1))

@@ -38,6 +38,8 @@ GREETERS = 32
 """Members that greet a newcomer, on average."""
 CHECKERS = 8
 """Members of a small swarm that look for themselves, on average, when they hear of a suspect."""
+CALLERS = 8
+"""Members of a large swarm that call a dead one in a `push_pull_s`, on average, should it be back."""
 MOURNERS = 16
 """Members that tell of a death, on average: everyone buries by its own timer, and the others know."""
 ANSWER_S = 1.0
@@ -120,7 +122,7 @@ class Spreading:
     def confirm(self, key: Hashable, value: Signed, now: float) -> None:
         """Spread a further accusation: it shortens a suspicion. In a large swarm it has time, and
         need not reach everyone."""
-        spent = 0 if self.small else self.queue.limit(len(self._register)) // 2
+        spent = 0 if self.small else self.queue.limit(len(self._register)) * 3 // 4
         self.queue.put(key, value, "claims", rides=not self.small, spent=spent)
         if self.small:
             self.hurry(now)
@@ -269,9 +271,10 @@ class Spreading:
         self._exchange_in = min(self._config.push_pull_s, 2 * self._exchange_in)
         self._exchange_at = now + self._exchange_in * self._rng.uniform(0.8, 1.2)
         dead = self._register.some_dead()
-        # In a large swarm some of all that remember it are enough to tell it where they are.
+        if not self.small and not self.chosen(CALLERS * self._register.lost):
+            dead = []
         hello = Message(Spread(records=(self._own.signed,)))
-        for_the_dead = [Send(node, hello) for node in dead if self.chosen(SMALL)]
+        for_the_dead = [Send(node, hello) for node in dead]
         return [*for_the_dead, *self.compare([*self.some_live(1), *dead])]
 
     def _differing(

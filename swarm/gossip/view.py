@@ -32,6 +32,7 @@ class Facts(BaseModel):
     loss: mean training loss of that iteration, nats a token.
     platform: device type, torch version, CPU kind; equal platforms must agree bit for bit.
     state: "standby" holds nothing, "restoring" fetches, "training" takes part, "finished";
+        of a coordinator: "standby" until it knows what is in its archive, then "training";
         "stuck" is what its gossip half says while the training half hangs.
     """
 

@@ -62,6 +62,7 @@ class Crowd:
 
     shape: of every path; its loss delays, as on our reliable lanes. drops: share of messages
     that are lost for good, as datagrams are. closes: whether a crash closes connections.
+    cut: whether nothing gets from one node to another, by their indices.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Crowd:
         self.rng = Random(seed)
         self.tally = Tally()
         self.largest_bytes = 0
+        self.cut: Callable[[int, int], bool] = lambda _sender, _receiver: False
         self._shape, self._drops, self._closes = shape, drops, closes
         self._gossip = gossip or volunteer_wan()
         self._registry = Registry(self.rng)
@@ -219,6 +221,8 @@ class Crowd:
         receiver = self._by_node[peer]
         arrives = self._journey(sender.index, receiver.index, nbytes)
         if not receiver.alive or (self._drops and self.rng.random() < self._drops):
+            return
+        if self.cut(sender.index, receiver.index):
             return
         if self._closes:
             sender.peers[receiver] = receiver.peers[sender] = None
