@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-How = Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint", "none"]
+How = Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint", "seed", "none"]
 TRIES = 2
 """Orders of one source that come to nothing before the next is tried; one may be its taker's fault."""
 
@@ -35,6 +35,8 @@ class LossFacts:
     live: live holders in this cell of every other stage; a stage that is lost too is absent or
         empty. A stage restored a moment ago counts as live.
     checkpoint_iteration: newest checkpoint of the stage that the cell can read, None if none.
+    no_archive: whoever keeps checkpoints is there and says that it has none. If it is not there,
+        it may come back with one, and the stage waits for it.
     failed: how often each source was ordered in vain since the stage was lost.
     policy: the job's `recovery.policy`.
     """
@@ -46,6 +48,7 @@ class LossFacts:
     plus_copies: tuple[str, ...] = ()
     live: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     checkpoint_iteration: int | None = None
+    no_archive: bool = False
     failed: Mapping[How, int] = field(default_factory=dict)
     policy: Literal["auto", "checkfree"] = "auto"
 
@@ -54,7 +57,7 @@ class LossFacts:
 class Decision:
     """Where the stage's values come from, and one sentence that says why.
 
-    donors: whom to ask, in order; empty for "checkpoint" and "none". For "checkfree" they are
+    donors: whom to ask, in order; empty for "checkpoint", "seed" and "none". For "checkfree" they are
         the holders of `neighbours`, lower stage first.
     neighbours: stages to average for "checkfree": (lower, upper), or one stage to copy.
     """
@@ -72,13 +75,17 @@ def decide(facts: LossFacts) -> Decision:
     be bit-identical: what another holder goes on with can be taken, never reinvented. A source
     that proved empty (`TRIES` orders came to nothing) goes behind the others: what members say
     that they have is not what they have, and a stage must not wait for one word of one of them.
+    The seed gives nothing back of what was learned, so it is taken only when nothing else exists.
     """
     rebuilt_first = (_holder, _checkfree, _plus_copy, _other_cell, _checkpoint)
     kept_first = (_holder, _other_cell, _plus_copy, _checkfree, _checkpoint)
     sources = kept_first if facts.policy == "auto" else rebuilt_first
     found = [decision for source in sources if (decision := source(facts)) is not None]
+    if not found and facts.no_archive:
+        reason = f"{_nothing_left(facts)}; training goes on from what the job's seed gives the stage."
+        return Decision("seed", (), reason)
     if not found:
-        return Decision("none", (), f"Nothing is left of stage {facts.stage}: {_why_no_checkfree(facts)}.")
+        return Decision("none", (), f"{_nothing_left(facts)}.")
     best = min(found, key=lambda decision: facts.failed.get(decision.how, 0) // TRIES)
     passed = [decision.how for decision in found[: found.index(best)]]
     if not passed:
@@ -135,10 +142,12 @@ def _nearest_bodies(facts: LossFacts) -> tuple[int, ...]:
     return tuple(s for s in (next(below, None), next(above, None)) if s is not None)
 
 
-def _why_no_checkfree(facts: LossFacts) -> str:
+def _nothing_left(facts: LossFacts) -> str:
     if facts.stage == 0:
-        return "no cell, copy or checkpoint has it, and the ends cannot be averaged from body stages"
-    return "no cell or checkpoint has it, and no other body stage of the cell is alive"
+        why = "no cell, copy or checkpoint has it, and the ends cannot be averaged from body stages"
+    else:
+        why = "no cell or checkpoint has it, and no other body stage of the cell is alive"
+    return f"Nothing is left of stage {facts.stage}: {why}"
 
 
 def _checkpoint(facts: LossFacts) -> Decision | None:

@@ -279,7 +279,7 @@ class Restore(CellBody):
     kind: ClassVar[str] = "restore"
 
     stage: StageIndex
-    how: Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint"]
+    how: Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint", "seed"]
     donors: Holders
     same_state: bool
     rehearsal: bool = False

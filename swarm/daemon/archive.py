@@ -103,7 +103,7 @@ class ArchiveHalf:
         """Collect until the other half is gone."""
         found: Resumable = await self._in_background(partial(newest_whole, self._directory, len(self._sizes)))
         self.iteration = found.iteration
-        self._bridge.send(FactsChanged(facts=Facts(iteration=self.iteration)))
+        self._bridge.send(FactsChanged(facts=_facts(self.iteration)))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for work in (self._listen, self._hear, self._keep_time, self._write_down, self._give_back):
@@ -273,7 +273,7 @@ class ArchiveHalf:
         self.iteration, self._goal, self._got = iteration, None, {}
         self._failures = {goal: kept for goal, kept in self._failures.items() if goal[1] > iteration}
         self._note(iteration=iteration, cell=cell, path=self._directory.name)
-        self._bridge.send(FactsChanged(facts=Facts(iteration=iteration)))
+        self._bridge.send(FactsChanged(facts=_facts(iteration)))
 
     def _write_stage(self, directory: Path, fetched: Fetched, meta: Meta, protect: int | None) -> None:
         write_checkpoint(directory, fetched.slot, self._matter.restored(fetched), meta, protect)
@@ -301,3 +301,8 @@ def newest_whole(directory: Path, stages: int) -> Resumable:
     if found is None:
         return Resumable(refused=reasons)
     return Resumable(found.iteration, str(found.stages[0].meta.get("cell", "")), reasons)
+
+
+def _facts(iteration: int) -> Facts:
+    """What an archive that has looked at its disk says of it."""
+    return Facts(iteration=iteration, state="training")

@@ -144,6 +144,8 @@ class Restoring:
                 # A founding begins at one iteration everywhere; for a lost stage the newest will do.
                 iteration = read_record(body.decided).iteration if body.same_state else None
                 return {f"checkpoint:{body.stage}": (donors, state, iteration)}
+            case "seed":
+                return {}
             case "plus_copy":
                 ends = describe({"parameters": state_like(self._sizes[0])["parameters"]})
                 return {"ends-copy": (donors, ends, None)}
@@ -196,7 +198,7 @@ class Restoring:
         elif body.how == "checkfree":
             stage.load_parameters(self._rebuilt(body, got))
             stage.lr_factor = LR_FACTOR
-        else:
+        elif body.how != "seed":
             (state,) = got.values()
             stage.load_state(state)
 

@@ -12,6 +12,7 @@ HOWS = {
     "plus_copy": "a neighbour's copy",
     "checkfree": "its neighbours, by CheckFree",
     "checkpoint": "the last checkpoint",
+    "seed": "the seed, for nothing was left of it",
     "unknown": "where an earlier leader had it fetched from",
 }
 """Where a stage came back from, in words."""

@@ -87,7 +87,8 @@ class Orders:
             if m.facts.cell != record.cell and m.facts.cell and stage in m.facts.stages
         ]
         beside = {n for k in (1, stages - 1) if k for n in record.roster[k]}
-        archived = max((m.facts.iteration for m in _coordinators(view)), default=0)
+        archives = [m.facts for m in _coordinators(view) if m.facts.state != "standby"]
+        archived = max((facts.iteration for facts in archives), default=0)
         return LossFacts(
             stage=stage,
             stages=stages,
@@ -95,6 +96,7 @@ class Orders:
             plus_copies=tuple(sorted(beside)) if self._job.recovery.plus_copies else (),
             live={k: tuple(row) for k, row in enumerate(record.roster) if row},
             checkpoint_iteration=archived or None,
+            no_archive=bool(archives) and not archived,
             failed={how: count for (of, how), count in asked.failed.items() if of == stage},
             policy=self._job.recovery.policy,
         )

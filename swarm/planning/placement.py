@@ -10,7 +10,7 @@ from swarm.gossip.view import View
 from swarm.messages import CellRecord
 from transport.machine import NodeId
 
-How = Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint"]
+How = Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint", "seed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
