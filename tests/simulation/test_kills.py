@@ -115,3 +115,13 @@ def test_ends_without_a_copy_come_back_from_the_last_checkpoint() -> None:
     played.assert_well()
     (recovered,) = played.of("recovered")
     assert (recovered.fields["stage"], recovered.fields["how"]) == (0, "checkpoint")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_of_two_nodes_either_may_die_before_anything_is_archived(victim: int) -> None:
+    """Nothing is left of the only body stage then: the other went on asking for it for ever."""
+    job = small_job(nodes=2, cells=1, stages=2, iterations=12)
+    played = play(job, fault("restart", f"node:{victim}", at_iteration=3, after_s=8), until_s=120)
+    played.assert_well()
+    hows = {event.fields["how"] for event in played.of("recovered")}
+    assert hows & {"seed", "plus_copy"}
