@@ -45,7 +45,7 @@ def coordinator_init(
     stages: Annotated[int, typer.Option(help="Parts the model is cut into.")] = 4,
     iterations: Annotated[int, typer.Option(help="When to stop.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of weights and data order.")] = 0,
-    host: Host = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address of this machine, as nodes dial it.")] = "127.0.0.1",
     lobby_port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Where invitations are spent; 0: a free one.")
     ] = 0,
@@ -82,7 +82,9 @@ def coordinator_init(
 @coordinator.command("run")
 def coordinator_run(
     directory: JobDirectory,
-    host: Host = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; else the one init named, which others dial anyway.")
+    ] = "",
     status_port: StatusPort = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Start from the newest valid checkpoint.")] = False,
 ) -> None:

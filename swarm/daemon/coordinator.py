@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from swarm.daemon.addresses import check_listenable
 from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, newest_whole
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.genesis import TOPIC, found_job
@@ -58,6 +59,7 @@ SETTLE_S = 0.5
 def run_coordinator(options: CoordinatorOptions) -> int:
     """Run the coordinator of a job directory until told to stop. Returns the exit code."""
     jobdir = open_job(options.directory)
+    check_listenable(options.host or jobdir.lobby_host, jobdir.lobby_host)
     lock_directory(options.directory)
     read_founded(options.directory)  # a damaged one is told of before anybody is let in
     resumed = find_checkpoint(options.directory, jobdir.job) if options.resume else Resumable()
@@ -141,7 +143,8 @@ class Coordinator:
             what=what,
             directory=options.directory,
             emit=emit,
-            host=options.host,
+            host=options.host or self.jobdir.lobby_host,
+            advertise=self.jobdir.lobby_host,
             port=port,
         )
         stack.push_async_callback(link.close)
@@ -164,7 +167,14 @@ class Coordinator:
         port = options.lobby_port or jobdir.lobby_port
         revoked = RevokedList(jobdir, emit)
         lobby = serve_lobby(
-            open_lobby(jobdir), jobdir, revoked, options.host, port, half.records, emit, admitted
+            open_lobby(jobdir),
+            jobdir,
+            revoked,
+            options.host or jobdir.lobby_host,
+            port,
+            half.records,
+            emit,
+            admitted,
         )
         code = 0
         try:

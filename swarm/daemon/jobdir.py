@@ -20,6 +20,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, Field, RootModel
 
+from swarm.daemon.addresses import check_dialable
 from swarm.daemon.admission import Authority, Ledger
 from swarm.daemon.options import UserError
 from swarm.events import wall_time
@@ -46,7 +47,6 @@ from transport.wire import Signed
 RUN_KEY_DAYS = 365.0
 NODE_ID_CHARS = 64
 SHOWN_CHARS = 12
-WILDCARDS = ("", "*", "0.0.0.0", "::")  # noqa: S104 - refused, not bound
 _NODE_ID = re.compile(r"[0-9a-f]{64}")
 KeyText = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RevokedName = Annotated[str, Field(pattern=r"^([0-9a-f]{16}|[0-9a-f]{64})$")]
@@ -107,6 +107,11 @@ class JobDir:
         return self.authority.root_key
 
     @property
+    def lobby_host(self) -> str:
+        """What invitations tell newcomers to dial, as `init --host` named it."""
+        return self.lobby.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+    @property
     def lobby_port(self) -> int:
         """Port of the lobby, fixed when the directory was made."""
         return int(self.lobby.rpartition(":")[2])
@@ -141,8 +146,7 @@ def init_job(
     """
     if any((directory / name).exists() for name in ("job.toml", "keys.json")):
         raise UserError(f"{directory} already holds a job: choose another directory")
-    if host in WILDCARDS or any(char.isspace() or char == "/" for char in host):
-        raise UserError(f"{host!r} is not an address others can dial: name the one they will")
+    check_dialable(host)
     root, run = SigningKey.create(rng), SigningKey.create(rng)
     grant = sign_grant(root, _grant_of(job, run, wall_time()))
     keys = _KeysFile(

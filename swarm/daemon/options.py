@@ -58,13 +58,15 @@ class CoordinatorOptions:
     """How the coordinator of a job directory runs.
 
     directory: made by `farflung coordinator init`.
+    host: address to listen on; empty takes the one that invitations name. The others are told to
+        dial the latter in any case: 0.0.0.0 is for a machine behind a router that forwards to it.
     lobby_port: where invitations are spent. It is fixed at init, because invitations name it;
         0 keeps that one.
     resume: found the job from the newest valid checkpoint in `directory`.
     """
 
     directory: Path
-    host: str = "127.0.0.1"
+    host: str = ""
     lobby_port: int = 0
     gossip_port: int = 0
     work_port: int = 0

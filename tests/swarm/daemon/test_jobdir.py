@@ -101,6 +101,15 @@ def test_a_host_nobody_can_dial_is_refused_before_anything_is_written(tmp_path: 
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.parametrize("host", ["999.999.1.1", "a..b", "x" * 300])
+def test_a_host_that_does_not_resolve_is_refused_before_anything_is_written(
+    tmp_path: Path, host: str
+) -> None:
+    with pytest.raises(UserError, match="neither an address nor a name that resolves"):
+        init_job(tmp_path / "job", job=JOB, host=host, lobby_port=0)
+    assert not (tmp_path / "job").exists()
+
+
 def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to"):
