@@ -27,6 +27,7 @@ class Wiretap:
 
     planned: (cell, slot, term, data node) -> how many microbatches. parts: (cell, stage, iteration)
     of outer gradients that were sent. means: (stage, members) of rounds that an owner told of.
+    been: the cells that a node has been in.
     wrong: sentences, what was said on the wire and cannot be.
     """
 
@@ -34,10 +35,12 @@ class Wiretap:
     planned: dict[tuple[str, int, int, NodeId], int] = field(default_factory=dict)
     parts: set[tuple[str, int, int]] = field(default_factory=set)
     means: set[tuple[int, tuple[str, ...]]] = field(default_factory=set)
+    been: dict[NodeId, set[str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
     def hear(self, sender: NodeId, cell: str, body: Body) -> None:
         """A node sends something. cell: of the sender."""
+        self.been.setdefault(sender, set()).add(cell)
         match body:
             case Plan():
                 self._plan(body)
@@ -46,7 +49,7 @@ class Wiretap:
             case OuterDelta():
                 self.parts.add((body.cell, body.stage, body.iteration))
             case OuterMean():
-                self._mean(sender, cell, body)
+                self._mean(sender, body)
 
     def _plan(self, plan: Plan) -> None:
         for node in plan.roster[0]:
@@ -66,10 +69,11 @@ class Wiretap:
             where = f"slot {report.slot} of {report.cell}"
             self.wrong.append(f"{sender[:12]} reports {fate} of {planned} microbatches in {where}")
 
-    def _mean(self, sender: NodeId, cell: str, body: OuterMean) -> None:
+    def _mean(self, sender: NodeId, body: OuterMean) -> None:
+        """An owner sends its own part to nobody, and may have given it when its cell had another name."""
         self.means.add((body.stage, tuple(sorted(body.members))))
         for member, iteration in zip(body.members, body.iterations, strict=False):
-            if member != cell and (member, body.stage, iteration) not in self.parts:
+            if member not in self.been[sender] and (member, body.stage, iteration) not in self.parts:
                 told = f"a mean of stage {body.stage} over {', '.join(body.members)}"
                 self.wrong.append(f"{sender[:12]} tells of {told}, but {member} has sent nothing for it")
 

@@ -13,6 +13,7 @@ from swarm.lab.soak import TINY
 from swarm.lab.soaking import SoakOptions, play_seed
 from swarm.lab.wiretap import Wiretap
 from swarm.lab.world import World
+from swarm.meetings import OuterDelta, OuterMean
 from swarm.messages import Plan, PlannedMicrobatch
 
 
@@ -76,6 +77,19 @@ def test_what_survivors_finish_is_held_against_the_plan_that_was_open_when_they_
     assert told.planned_in("c0~aaaaaaaa.13", 15, foundings_before=1) == 3
     assert told.planned_in("c0~bbbbbbbb.14", 16, foundings_before=2) == 3  # seed 37: survivors of survivors
     assert told.planned_in("c0~aaaaaaaa.13", 15) == 0
+
+
+def test_an_owner_tells_of_its_own_part_by_the_name_that_its_cell_had_when_it_was_given() -> None:
+    """Seed 371: the round went on when its owner's cell had become another, and was held to be made up."""
+    told = Wiretap(small_job(nodes=3, cells=1, stages=1))
+    a, b = "a" * 64, "b" * 64
+    mean = OuterMean(stage=0, anchor=0, anchor_digest="", members=("c0", "c1"), iterations=(5, 5))
+    told.parts.add(("c0", 0, 5))
+    told.hear(a, "c1", OuterDelta(cell="c1", stage=1, iteration=5, anchor=0, anchor_digest=""))
+    told.hear(a, "c1~aaaaaaaa.9", mean)
+    assert told.wrong == []
+    told.hear(b, "c2", mean)
+    assert [sentence.endswith("but c1 has sent nothing for it") for sentence in told.wrong] == [True]
 
 
 def test_a_node_that_came_back_before_everybody_else_finds_them_at_their_new_addresses() -> None:
