@@ -62,16 +62,21 @@ def run_coordinator(options: CoordinatorOptions) -> int:
     check_listenable(options.host or jobdir.lobby_host, jobdir.lobby_host)
     lock_directory(options.directory)
     read_founded(options.directory)  # a damaged one is told of before anybody is let in
-    resumed = find_checkpoint(options.directory, jobdir.job) if options.resume else Resumable()
+    resumed = find_checkpoint(options.directory, jobdir.job) if options.resume else None
     return asyncio.run(Coordinator(options, jobdir, resumed).run())
 
 
 def find_checkpoint(directory: Path, job: Job) -> Resumable:
-    """The newest whole checkpoint of a job's directory. Raises UserError if there is none."""
+    """The newest whole checkpoint of a job's directory, iteration 0 if nothing was ever archived.
+
+    Raises UserError if there are checkpoints and none is whole: to begin anew would bury them.
+    """
     found = newest_whole(directory / "checkpoints", job.pipeline.stages)
-    if not found.iteration:
-        why = f" ({found.refused[0]})" if found.refused else ""
-        raise UserError(f"{directory} has no whole checkpoint{why}: start it without --resume")
+    if not found.iteration and found.refused:
+        raise UserError(
+            f"{directory} has no whole checkpoint ({found.refused[0]}): restore it from a copy, "
+            f"or move {directory / 'checkpoints'} away to begin anew"
+        )
     return found
 
 
@@ -81,7 +86,7 @@ class Coordinator:
 
     options: CoordinatorOptions
     jobdir: JobDir
-    resumed: Resumable
+    resumed: Resumable | None
 
     async def run(self) -> int:
         """Open the sockets and serve."""
@@ -127,11 +132,15 @@ class Coordinator:
     def _tell_resumed(self, emit: EventFile) -> None:
         """From where the job goes on, and what was passed over."""
         resumed, node = self.resumed, self.jobdir.identity.node
+        if resumed is None:
+            return
         for reason in resumed.refused:
             emit(Event("checkpoint", wall_time(), node, {"refused": reason}))
             say(f"passed over: {reason}")
         if resumed.iteration:
             say(f"the job goes on from iteration {resumed.iteration} of cell {resumed.cell}")
+        else:
+            say("nothing was archived yet: unless somebody trains it still, the job begins anew")
 
     async def _open(
         self, stack: AsyncExitStack, what: What, schema: Schema, port: int, emit: Emit
@@ -251,18 +260,20 @@ async def found_once(
     directory: Path,
     *,
     corpus: str,
-    resumed: Resumable,
+    resumed: Resumable | None,
     wall: Callable[[], float],
 ) -> None:
     """Found the job once enough nodes are here, unless it lives already or was founded.
 
     What it is founded with is kept before anybody hears of it, and published again at each start:
     killed in between, a coordinator would else forget a job that has begun, or never begin it.
+    resumed: what to found it with once more if nobody trains it, None to keep to the first founding.
     """
     kept = read_founded(directory)
-    if kept is not None and not resumed.iteration:
+    if kept is not None and resumed is None:
         half.publish(TOPIC, kept.version, kept.notice)
         return
+    resumed = resumed or Resumable()
     clock = asyncio.get_running_loop().time
     rollcall = Rollcall.of(directory, clock())
     while not rollcall.present(half.view, clock()).cells():

@@ -62,7 +62,7 @@ class CoordinatorOptions:
         dial the latter in any case: 0.0.0.0 is for a machine behind a router that forwards to it.
     lobby_port: where invitations are spent. It is fixed at init, because invitations name it;
         0 keeps that one.
-    resume: found the job from the newest valid checkpoint in `directory`.
+    resume: if nobody trains it, found the job from the newest whole checkpoint in `directory`, or anew.
     """
 
     directory: Path

@@ -327,7 +327,7 @@ class SimCoordinator(SimProcess):
                 self.identity,
                 self.directory,
                 corpus=ground.corpus.digest,
-                resumed=Resumable(),
+                resumed=None,
                 wall=self.wall,
             ),
         ]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from swarm.daemon.archive import Resumable
-from swarm.daemon.coordinator import found_once
+from swarm.daemon.coordinator import find_checkpoint, found_once
 from swarm.daemon.genesis import read_genesis, solo_founding
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.daemon.options import UserError
@@ -44,7 +44,7 @@ class Half:
         self.published.append((version, notice))
 
 
-def start(directory: Path, *, dies: bool = False, resumed: int = 0, wall: float = 100.0) -> Any:
+def start(directory: Path, *, dies: bool = False, resumed: int | None = None, wall: float = 100.0) -> Any:
     half = Half(dies=dies)
     run_virtual(
         found_once(
@@ -53,7 +53,7 @@ def start(directory: Path, *, dies: bool = False, resumed: int = 0, wall: float 
             COORDINATOR,
             directory,
             corpus="ab",
-            resumed=Resumable(resumed, "c0"),
+            resumed=None if resumed is None else Resumable(resumed, "c0"),
             wall=lambda: wall,
         )
     )
@@ -82,10 +82,25 @@ def test_a_resume_founds_anew_under_a_later_version_though_the_clock_was_set_bac
     assert start(tmp_path, wall=60.0) == [again]
 
 
+def test_a_resume_with_nothing_archived_begins_anew(tmp_path: Path) -> None:
+    """Its nodes were killed before the first checkpoint: they would wait for ever for one."""
+    (first,) = start(tmp_path)
+    (again,) = start(tmp_path, resumed=0)
+    assert again[0] > first[0]
+    assert read_genesis(again[1]).resumed == 0
+
+
+def test_a_resume_with_damaged_checkpoints_only_does_not_bury_them(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path, JOB).iteration == 0
+    (tmp_path / "checkpoints" / "stage-0" / "iter-000020").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no whole checkpoint .* to begin anew"):
+        find_checkpoint(tmp_path, JOB)
+
+
 def test_a_job_that_is_founded_again_takes_names_that_no_cell_had(tmp_path: Path) -> None:
     """Members of the first cells may still be somewhere, and come back."""
     names = []
-    for resumed in (0, 40, 80):
+    for resumed in (None, 40, 0, 80):
         ((_, notice),) = start(tmp_path, resumed=resumed)
         names += [read_record(founding).cell for founding in read_genesis(notice).foundings]
     assert len(set(names)) == len(names)
