@@ -94,7 +94,7 @@ class Dialer:
         """Open the socket; libzmq connects, and connects again, by itself."""
         assert self._socket is None
         socket = context.socket(zmq.DEALER)
-        set_common(socket, _QUEUED_MAX[self._lane], 1 << 10)
+        set_common(socket, callee.address, _QUEUED_MAX[self._lane], 1 << 10)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.PROBE_ROUTER, int(self._lane == "bulk"))
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS + zlib.crc32(callee.spread.encode()) % RECONNECT_MS)

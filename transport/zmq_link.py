@@ -17,6 +17,7 @@ from typing import Self
 
 import zmq
 
+from transport.addresses import is_address, tcp_address
 from transport.conduct import Conducts
 from transport.link import Closed, Endpoint, LinkClosed, LinkEvent, LinkStats, Malformed, Received
 from transport.machine import NodeId
@@ -66,10 +67,10 @@ class ZmqLink:
     ) -> Self:
         """Listen on `host` (an IP address or interface) and `port` (0: any that is free).
 
-        curve_public, curve_secret: this node's CURVE keys, Z85 text. advertise: host that peers
+        curve_public, curve_secret: this node's CURVE keys, Z85 text. advertise: IP address that peers
         dial, where it differs from `host`. Raises PortInUse, or CannotListen.
         """
-        if host in ("*", "0.0.0.0") and not advertise:  # noqa: S104
+        if not is_address(tcp_address(advertise or host, 1)):
             raise CannotListen(f"listening on {host} needs an address that peers can dial")
         keys = CurveKeys(public=curve_public, secret=curve_secret)
         return cls(me, keys, schema, limits or LinkLimits(), host, advertise or host, port)
@@ -122,7 +123,7 @@ class ZmqLink:
             self._inbound.term()
             outbound.term()
             raise
-        self._endpoint = Endpoint(f"tcp://{advertise}:{bound}", keys.public)
+        self._endpoint = Endpoint(tcp_address(advertise, bound), keys.public)
         self._loop.add_reader(self._router.fileno(), self._drain)
         self._sweeping = self._loop.call_later(limits.stall_s / STALL_SWEEPS, self._sweep)
 

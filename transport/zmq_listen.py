@@ -6,6 +6,7 @@ import errno
 
 import zmq
 
+from transport.addresses import tcp_address
 from transport.segments import LinkLimits
 from transport.wire import Schema
 from transport.zmq_socket import CurveKeys, Socket, set_common
@@ -26,12 +27,13 @@ class PortInUse(CannotListen):
 def listen(router: Socket, keys: CurveKeys, schema: Schema, limits: LinkLimits, host: str, port: int) -> int:
     """Bind the ROUTER as a CURVE server; the port it listens on. Raises CannotListen."""
     largest = max(limits.segment_bytes, schema.limits.header_bytes_max)
-    set_common(router, INBOUND_QUEUED_MAX, largest + FRAME_OVERHEAD_BYTES)
+    address = tcp_address(host, port or "*")
+    set_common(router, address, INBOUND_QUEUED_MAX, largest + FRAME_OVERHEAD_BYTES)
     router.curve_server = True
     router.curve_publickey = keys.public.encode()
     router.curve_secretkey = keys.secret.encode()
     try:
-        router.bind(f"tcp://{host}:{port or '*'}")
+        router.bind(address)
     except zmq.ZMQError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortInUse(f"port {port} on {host} is in use; choose another or 0 for any") from None

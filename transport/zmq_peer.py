@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Protocol
 import zmq
 from zmq.utils import z85
 
+from transport.addresses import is_address
 from transport.link import Endpoint, LinkStats
 from transport.machine import NodeId
 from transport.reassembly import Inlet, Memory
@@ -18,8 +18,6 @@ from transport.segments import Credit, LinkLimits, Outbox
 from transport.wire import Lane, Message, Schema, TooLarge, WireError, check_buffers
 from transport.zmq_dialer import Callee, Dialer
 from transport.zmq_socket import Context, CurveKeys
-
-_ADDRESS = re.compile(r"tcp://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:([0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +150,6 @@ class Peer:
         for lane, dialer in self._dialers.items():
             if len(dialer.outbox):
                 self.dial(lane)
-
-
-def is_address(text: str) -> bool:
-    """Whether a peer's claim of where it listens is something to dial: tcp://HOST:PORT."""
-    match = _ADDRESS.fullmatch(text)
-    return match is not None and 0 < int(match.group(2)) < 1 << 16
 
 
 def is_curve_key(text: str) -> bool:

@@ -40,10 +40,10 @@ def events_of(socket: Socket) -> int:
     return int(socket.getsockopt(zmq.EVENTS))
 
 
-def set_common(socket: Socket, queued_max: int, frame_bytes_max: int) -> None:
-    """Options of every socket that speaks TCP."""
+def set_common(socket: Socket, address: str, queued_max: int, frame_bytes_max: int) -> None:
+    """Options of every socket that speaks TCP and will dial or bind this address."""
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.IPV6, 0)
+    socket.setsockopt(zmq.IPV6, int("[" in address))
     socket.setsockopt(zmq.SNDHWM, queued_max)
     socket.setsockopt(zmq.RCVHWM, queued_max)
     socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)

@@ -29,6 +29,7 @@ from swarm.daemon.lobby import (
 from swarm.daemon.options import UserError
 from swarm.events import wall_time
 from swarm.job import Job, JobError, parse_job
+from transport.addresses import host_and_port, tcp_address
 from transport.files import write_private
 from transport.identity import (
     CERTIFICATE_BYTES_MAX,
@@ -43,6 +44,7 @@ from transport.identity import (
     unpack_payload,
 )
 from transport.invitation import Invitation
+from transport.resolving import CannotResolve, resolved
 from transport.wire import Body, Signed, WireError, WireLimits
 
 ANSWER_S = 5.0
@@ -183,16 +185,15 @@ class _Newcomer:
         socket.curve_publickey = self.identity.curve_public.encode()
         socket.curve_secretkey = self.identity.curve_secret.encode()
         socket.maxmsgsize = FROM_LOBBY.limits.header_bytes_max
-        socket.ipv6 = True
         try:
-            socket.connect(address)
             async with asyncio.timeout(self.answer_s):
+                await _dial(socket, address)
                 answer = await _ask(socket, Hello())
                 if isinstance(answer, Challenge):
                     answer = await _ask(socket, self._request(answer.nonce))
             return answer
-        except zmq.ZMQError:
-            raise JoinRefused(f"the invitation names an address that cannot be dialled: {address}") from None
+        except CannotResolve as error:
+            return Refused(reason=str(error)[:200], again=True)
         except (TimeoutError, WireError):
             return None
         finally:
@@ -226,6 +227,18 @@ class _Newcomer:
         )
         welcomed.check(self.identity, self.invitation.job, now_wall)
         return welcomed
+
+
+async def _dial(socket: zmq.asyncio.Socket, address: str) -> None:
+    """Connect to tcp://HOST:PORT. Raises JoinRefused, or CannotResolve."""
+    try:
+        host, port = host_and_port(address)
+        # libzmq would look a name up while all sockets of this process wait.
+        ip = await resolved(host)
+        socket.ipv6 = ":" in ip
+        socket.connect(tcp_address(ip, port))
+    except (zmq.ZMQError, ValueError):
+        raise JoinRefused(f"the invitation names an address that cannot be dialled: {address}") from None
 
 
 async def _ask(socket: zmq.asyncio.Socket, body: Body) -> Body:

@@ -13,11 +13,13 @@ from typing import Literal
 from swarm.events import Emit, Event, wall_time
 from transport.files import write_private
 from transport.identity import Identity
+from transport.resolving import resolved
 from transport.segments import LinkLimits
 from transport.wire import Schema
 from transport.zmq_link import ZmqLink
 from transport.zmq_listen import CannotListen
 
+WILDCARDS = ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
 What = Literal["gossip", "work"]
 """The two links of a process."""
 
@@ -34,11 +36,15 @@ async def open_link(
     advertise: str = "",
     limits: LinkLimits | None = None,
 ) -> ZmqLink:
-    """Listen as this identity, and keep the port in its directory. Raises CannotListen.
+    """Listen as this identity, and keep the port in its directory. Raises CannotListen, CannotResolve.
 
+    host, advertise: names are looked up here and now, because others are told numbers alone.
     port: 0 takes the one that an earlier life had; if that is in use by now, or there was none,
     a free one.
     """
+    listening, shown = [
+        named if named in WILDCARDS else await resolved(named) for named in (host, advertise or host)
+    ]
 
     async def at(port: int) -> ZmqLink:
         return await ZmqLink.open(
@@ -46,8 +52,8 @@ async def open_link(
             curve_public=identity.curve_public,
             curve_secret=identity.curve_secret,
             schema=schema,
-            host=host,
-            advertise=advertise,
+            host=listening,
+            advertise=shown,
             port=port,
             limits=limits,
         )

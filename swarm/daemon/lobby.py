@@ -19,6 +19,7 @@ from pydantic import Field
 
 from swarm.daemon.admission import Authority, Ledger
 from swarm.events import Noted
+from swarm.gossip.view import PeerAddress
 from swarm.job import dump_job
 from swarm.messages import Reason
 from transport.identity import (
@@ -30,7 +31,7 @@ from transport.identity import (
     unpack_payload,
     verify,
 )
-from transport.invitation import INVITATION_CHARS_MAX, InvitationError, TcpAddress, parse_invitation
+from transport.invitation import INVITATION_CHARS_MAX, InvitationError, parse_invitation
 from transport.machine import Effect, NodeId
 from transport.wire import Body, OtherVersion, Schema, Signed, WireError, WireLimits
 
@@ -70,8 +71,8 @@ class JoinRequest(Part):
     invitation: Annotated[str, Field(max_length=INVITATION_CHARS_MAX)]
     public_key: PublicKey
     binding: Signed
-    gossip: TcpAddress
-    work: TcpAddress
+    gossip: PeerAddress
+    work: PeerAddress
     certificate: Annotated[bytes, Field(max_length=CERTIFICATE_BYTES_MAX)] = b""
 
 
@@ -325,9 +326,7 @@ class Lobby:
 
     def _welcome(self, certificate: bytes, members: Sequence[Signed], now_wall: float) -> Welcome:
         # Gossip brings the rest: a newcomer only needs enough to find somebody alive.
-        others = list(members[1:])
-        if len(members) > MEMBERS_MAX:
-            others = self._rng.sample(others, MEMBERS_MAX - 1)
+        others = self._rng.sample(members[1:], min(len(members[1:]), MEMBERS_MAX - 1))
         return Welcome(
             certificate=certificate,
             job_toml=dump_job(self.authority.job),

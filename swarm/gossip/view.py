@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from swarm.messages import CellName, Count, Digest, NodeText, StageIndex
+from transport.addresses import ADDRESS_CHARS_MAX, without_name
 from transport.machine import NodeId
 from transport.wire import Signed, WireError, WireLimits, lists_as_tuples, unpack_map
 
@@ -21,6 +22,9 @@ RECORD_BYTES_MAX = 24 << 10
 
 StageKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5])$")]
 """A stage index as text: msgpack maps have text as keys."""
+
+
+PeerAddress = Annotated[str, Field(max_length=ADDRESS_CHARS_MAX), AfterValidator(without_name)]
 
 
 class Facts(BaseModel):
@@ -53,7 +57,7 @@ class Facts(BaseModel):
 class MemberRecord(BaseModel):
     """What a node signs about itself. Newer means higher (incarnation, seq).
 
-    gossip, work: addresses ("tcp://host:port") of its two sockets; both prove `curve_key`,
+    gossip, work: addresses ("tcp://IP:port", no names) of its two sockets; both prove `curve_key`,
     which its certificate binds. certificate: signed by the run key, verified once. From
     `incarnation` on stands what changes: it can be sent alone (`swarm.gossip.compact`).
     """
@@ -63,8 +67,8 @@ class MemberRecord(BaseModel):
     job: Digest
     node: NodeText
     role: Role = "worker"
-    gossip: Annotated[str, Field(max_length=128)]
-    work: Annotated[str, Field(max_length=128)]
+    gossip: PeerAddress
+    work: PeerAddress
     curve_key: Annotated[str, Field(max_length=40)]
     certificate: Annotated[bytes, Field(max_length=4096)]
     incarnation: Count

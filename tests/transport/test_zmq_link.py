@@ -306,7 +306,16 @@ async def test_an_address_that_cannot_be_used_is_one_clear_sentence(host: str) -
 
 
 @pytest.mark.parametrize(
-    "address", ["", "ipc:///tmp/x", "tcp://a;b:1", "tcp://h:0", "tcp://h:99999", "sim://a"]
+    "address",
+    [
+        "",
+        "ipc:///tmp/x",
+        "tcp://a;b:1",
+        "tcp://127.0.0.1:0",
+        "tcp://1.2.3.4:99999",
+        "sim://a",
+        "tcp://localhost:4000",
+    ],
 )
 async def test_a_peer_without_a_usable_address_can_be_heard_and_not_sent_to(address: str) -> None:
     ann, bob = await open_link(ANN), await open_link(BOB)

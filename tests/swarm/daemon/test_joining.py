@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import zmq
@@ -92,6 +92,36 @@ async def test_an_invitation_makes_a_node_a_member(tmp_path: Path) -> None:
     assert [entry.certificate for entry in house.admitted] == [certificate]
     assert house.kinds() == ["joined"]
     assert house.events[0].node == house.job.identity.node
+
+
+async def test_the_lobby_may_go_by_a_name(tmp_path: Path) -> None:
+    init_job(tmp_path, job=Job(), host="localhost", lobby_port=0)
+    async with open_house(tmp_path) as house:
+        invitation = make_invitation(tmp_path)
+        assert invitation.lobby == (f"tcp://localhost:{house.job.lobby_port}",)
+        assert (await enter(invitation)).members == (MEMBER,)
+
+
+async def test_a_newcomer_waits_for_the_lobbys_name_to_be_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    look_up, told = loop.getaddrinfo, list[str]()
+
+    async def unknown_at_first(host: str, *args: Any, **kwargs: Any) -> Any:
+        if not told:
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return await look_up(host, *args, **kwargs)
+
+    init_job(tmp_path, job=Job(), host="localhost", lobby_port=0)
+    async with open_house(tmp_path):
+        monkeypatch.setattr(loop, "getaddrinfo", unknown_at_first)
+        invitation = make_invitation(tmp_path)
+        address = invitation.lobby[0]
+        where = {"gossip": "tcp://127.0.0.1:4000", "work": "tcp://127.0.0.1:4001"}
+        await join(invitation, NODE, **where, timeout_s=20.0, waiting=told.append)
+    why = "'localhost' stands for no address: Temporary failure in name resolution"
+    assert told == [f"the lobby at {address}: {why}"]
 
 
 async def test_many_nodes_join_at_once_on_one_invitation(tmp_path: Path) -> None:

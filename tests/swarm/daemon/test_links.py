@@ -8,6 +8,7 @@ from swarm.daemon.links import forget_ports, open_link
 from swarm.events import Event
 from swarm.gossip.messages import GOSSIP_KINDS
 from transport.identity import Identity
+from transport.resolving import CannotResolve
 from transport.wire import Schema
 from transport.zmq_link import ZmqLink
 from transport.zmq_listen import PortInUse
@@ -90,3 +91,33 @@ async def test_ports_that_are_forgotten_are_chosen_anew(tmp_path: Path) -> None:
     assert await address_of_a_life(tmp_path, events) != first.endpoint.address
     assert events == []
     await first.close()
+
+
+async def test_whoever_goes_by_a_name_looks_it_up_and_tells_the_number(tmp_path: Path) -> None:
+    link = await open_link(
+        Identity.create(),
+        SCHEMA,
+        what="gossip",
+        directory=tmp_path,
+        emit=lambda _: None,
+        host="0.0.0.0",
+        advertise="localhost",
+        port=0,
+    )
+    await link.close()
+    assert link.endpoint.address.startswith("tcp://127.0.0.1:")
+
+
+async def test_a_name_that_nobody_knows_is_a_sentence_before_anything_listens(tmp_path: Path) -> None:
+    with pytest.raises(CannotResolve, match="stands for no address"):
+        await open_link(
+            Identity.create(),
+            SCHEMA,
+            what="gossip",
+            directory=tmp_path,
+            emit=lambda _: None,
+            host="127.0.0.1",
+            advertise="x" * 64 + ".example.org",
+            port=0,
+        )
+    assert not list(tmp_path.iterdir())

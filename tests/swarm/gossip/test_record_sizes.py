@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from swarm.events import Noted
 from swarm.gossip.messages import Compare, Spread
 from swarm.gossip.view import RECORD_BYTES_MAX, Facts, MemberRecord, read_member
 from transport.machine import Effect, Send
@@ -35,7 +36,7 @@ def largest(index: int, incarnation: int = 1) -> MemberRecord:
         memory_bytes=(1 << 53) - 1,
         platform="p" * 128,
     )
-    address = "tcp://10.0.0.1:".ljust(128, "0")
+    address = "sim://".ljust(128, "x")
     said = {"job": "a" * 64, "gossip": address, "work": address, "curve_key": "k" * 40}
     return record.model_copy(update={**said, "certificate": bytes(4096)})
 
@@ -108,3 +109,13 @@ def test_whatever_is_told_of_the_largest_records_is_small_enough_to_send(
     while membership.deadline() < seconds:
         effects += membership.tick(membership.deadline())
     assert messages_of(effects)
+
+
+def test_a_member_that_goes_by_a_name_is_refused_counted_and_named() -> None:
+    membership = machine(0)
+    named = record_of(1).model_copy(update={"gossip": "tcp://slow.example.org:4000"})
+    effects = membership.handle(node_name(1), Message(Spread(records=(signed_record(named),))), 0.0)
+    reason = "member record: Value error, an address is no IP address and port"
+    assert membership.refused == {reason: 1}
+    assert [effect.fields["peer"] for effect in effects if isinstance(effect, Noted)] == [node_name(1)[:12]]
+    assert not membership.view.members.keys() - {node_name(0)}
