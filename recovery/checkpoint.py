@@ -1,7 +1,10 @@
 """State to disk and back, one directory per stage, so that any node writes what it holds.
 
-    DIR/stage-3/iter-000100/tensors.safetensors
-                            manifest.json        what it is, and the hash of every file
+    DIR/stage-3/iter-000100-round-2/tensors.safetensors
+                                    manifest.json     what it is, and the hash of every file
+
+One iteration may be written twice: after its step, and again after the outer round that follows, by
+whoever leaves then or at the end of a job. Those are two states, which never stand for one another.
 
 A checkpoint appears under its name only when all of it is on the disk; whatever is found wrong
 later is refused by hash and the one before it is used.
@@ -29,9 +32,12 @@ KEPT_BESIDES = 1
 _TENSORS = "tensors.safetensors"
 _MANIFEST = "manifest.json"
 _WRITING, _REPLACED = ".writing-", ".replaced-"
-_NAMED = re.compile(rf"(?:{re.escape(_REPLACED)})?iter-(\d{{1,15}})")
+_NAMED = re.compile(rf"(?:{re.escape(_REPLACED)})?iter-(\d{{1,15}})-round-(\d{{1,15}})")
 
 Meta = Mapping[str, int | float | str]
+"""What is said of a checkpoint. `round` (0 if it is missing): outer rounds that its state has seen."""
+At = tuple[int, int]
+"""(iteration, round): what a state was written after; the larger is the newer."""
 
 
 class CheckpointError(Exception):
@@ -43,8 +49,13 @@ class Checkpoint:
     """A checkpoint whose hashes were right when it was found."""
 
     path: Path
-    iteration: int
+    at: At
     meta: Meta
+
+    @property
+    def iteration(self) -> int:
+        """Optimizer steps that its state has seen."""
+        return self.at[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +76,10 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A whole model: one checkpoint per stage, all of one iteration of one cell."""
+    """A whole model: one checkpoint per stage, all of one iteration and round of one cell."""
 
     iteration: int
+    round: int
     stages: tuple[Checkpoint, ...]
 
 
@@ -81,17 +93,18 @@ def write_checkpoint(
     iteration: int,
     tensors: Mapping[str, Tensor],
     meta: Meta,
-    protect: int | None = None,
+    protect: At | None = None,
 ) -> Path:
     """Write a checkpoint into a stage's directory and keep one besides: `protect`, or else the newest.
 
     Atomic: written and synced under another name, then renamed, so neither a crash nor a full
     disk leaves half of it or harms an older one. A directory has one writer at a time. A
-    checkpoint of the same iteration is replaced. protect: `newest_common` of the stages that are
+    checkpoint of the same iteration and round is replaced. protect: `newest_common` of the stages that are
     written together, asked before the first; a stage alone cannot know that the others of its
     newest iterations were never written. Raises CheckpointError.
     """
-    target = directory / f"iter-{iteration:06d}"
+    at = (iteration, _round(meta))
+    target = directory / f"iter-{at[0]:06d}-round-{at[1]}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(directory)
@@ -110,31 +123,31 @@ def write_checkpoint(
     return target
 
 
-def newest_common(root: Path, stages: Iterable[int], job: str) -> int | None:
-    """The newest iteration of which all these stages have a checkpoint of one cell of this job here.
+def newest_common(root: Path, stages: Iterable[int], job: str) -> At | None:
+    """The newest iteration and round of which all these stages have a checkpoint of one cell of this job.
 
     What a whole would be made of, going by the manifests: tensors are not looked at.
     """
-    common: set[tuple[int, str]] | None = None
+    common: set[tuple[At, str]] | None = None
     for stage in stages:
         found = set()
-        for iteration, path in _candidates(stage_directory(root, stage)):
+        for at, path in _candidates(stage_directory(root, stage)):
             with suppress(CheckpointError):  # what cannot be read is not there
                 _, meta, _ = _read_manifest(path)
                 if meta.get("job") == job:
-                    found.add((iteration, str(meta.get("cell", ""))))
+                    found.add((at, str(meta.get("cell", ""))))
         common = found if common is None else common & found
-    return max((iteration for iteration, _ in common or ()), default=None)
+    return max((at for at, _ in common or ()), default=None)
 
 
-def newest_checkpoint(directory: Path, iteration: int | None = None) -> Search:
-    """The newest whole checkpoint of a stage, or the one of `iteration` if that is given.
+def newest_checkpoint(directory: Path, iteration: int | None = None, rounds: int | None = None) -> Search:
+    """The newest whole checkpoint of a stage, of this iteration and after so many rounds where given.
 
     Those with a wrong hash are refused, with reasons.
     """
     refused: list[Refused] = []
-    for found, path in _candidates(directory):
-        if iteration not in (None, found):
+    for at, path in _candidates(directory):
+        if iteration not in (None, at[0]) or rounds not in (None, at[1]):
             continue
         try:
             return Search(_verified(path), tuple(refused))
@@ -152,35 +165,36 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def assemble(roots: Sequence[Path], stages: int) -> tuple[Assembly | None, tuple[Refused, ...]]:
-    """The newest iteration of which every stage is somewhere under `roots`, whole.
+    """The newest iteration and round of which every stage is somewhere under `roots`, whole.
 
     roots are the checkpoint directories of any number of nodes. Stages are put together only
-    within one cell (`meta["cell"]`), because cells differ between rounds. Returns None if no
-    iteration is complete, and in either case what was refused on the way.
+    within one cell (`meta["cell"]`), because cells differ between rounds. Returns None if nothing
+    is complete, and in either case what was refused on the way.
     """
     refused: dict[Path, Refused] = {}
     copies = _copies_by_cell(roots, stages, refused)
-    for iteration, cell in sorted({(it, cell) for it, cell, _ in copies}, key=lambda key: (-key[0], key[1])):
-        chosen = (_first_whole(copies.get((iteration, cell, s), ()), refused) for s in range(stages))
+    every = {(at, cell) for at, cell, _ in copies}
+    for at, cell in sorted(every, key=lambda key: (-key[0][0], -key[0][1], key[1])):
+        chosen = (_first_whole(copies.get((at, cell, s), ()), refused) for s in range(stages))
         whole = tuple(checkpoint for checkpoint in chosen if checkpoint is not None)
         if len(whole) == stages:
-            return Assembly(iteration, whole), tuple(refused.values())
+            return Assembly(*at, whole), tuple(refused.values())
     return None, tuple(refused.values())
 
 
 def _copies_by_cell(
     roots: Sequence[Path], stages: int, refused: dict[Path, Refused]
-) -> dict[tuple[int, str, int], list[Path]]:
-    """Candidates by (iteration, cell, stage); their tensors are not looked at yet."""
-    copies: dict[tuple[int, str, int], list[Path]] = {}
+) -> dict[tuple[At, str, int], list[Path]]:
+    """Candidates by (iteration and round, cell, stage); their tensors are not looked at yet."""
+    copies: dict[tuple[At, str, int], list[Path]] = {}
     for stage in range(stages):
-        for iteration, path in (c for root in roots for c in _candidates(stage_directory(root, stage))):
+        for at, path in (c for root in roots for c in _candidates(stage_directory(root, stage))):
             try:
                 _, meta, _ = _read_manifest(path)
             except CheckpointError as error:
                 refused[path] = Refused(path, str(error))
                 continue
-            copies.setdefault((iteration, str(meta.get("cell", "")), stage), []).append(path)
+            copies.setdefault((at, str(meta.get("cell", "")), stage), []).append(path)
     return copies
 
 
@@ -223,16 +237,20 @@ def _clear_leftovers(directory: Path) -> None:
             os.replace(path, home)
 
 
-def _candidates(directory: Path) -> list[tuple[int, Path]]:
-    """(iteration, path) of what is named like a checkpoint, newest first; one moved aside comes last."""
+def _candidates(directory: Path) -> list[tuple[At, Path]]:
+    """(iteration and round, path) of what is named so, newest first; one moved aside comes last."""
     if not directory.is_dir():
         return []
     named = ((_NAMED.fullmatch(path.name), path) for path in directory.iterdir())
-    return sorted(((int(match[1]), path) for match, path in named if match), reverse=True)
+    return sorted((((int(match[1]), int(match[2])), path) for match, path in named if match), reverse=True)
 
 
-def _read_manifest(path: Path) -> tuple[int, Meta, dict[str, str]]:
-    """(iteration, meta, hash of each file). Raises CheckpointError if any of it is not as written."""
+def _round(meta: Meta) -> int:
+    return int(meta.get("round", 0))
+
+
+def _read_manifest(path: Path) -> tuple[At, Meta, dict[str, str]]:
+    """(iteration and round, meta, hash of each file). Raises CheckpointError if it is not as written."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -240,13 +258,14 @@ def _read_manifest(path: Path) -> tuple[int, Meta, dict[str, str]]:
         said = manifest["said"]
         if manifest["hash"] != _said_hash(said):
             raise CheckpointError(f"{path / _MANIFEST} does not match its own hash")
-        return int(said["iteration"]), dict(said["meta"]), dict(said["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        meta = dict(said["meta"])
+        return (int(said["iteration"]), _round(meta)), meta, dict(said["files"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path / _MANIFEST} cannot be read: {_why(error)}") from error
 
 
 def _verified(path: Path) -> Checkpoint:
-    iteration, meta, files = _read_manifest(path)
+    at, meta, files = _read_manifest(path)
     if set(files) != {_TENSORS}:
         raise CheckpointError(f"{path / _MANIFEST} names other files than {_TENSORS}")
     try:
@@ -255,7 +274,7 @@ def _verified(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / _TENSORS} cannot be read: {_why(error)}") from error
     if found != files[_TENSORS]:
         raise CheckpointError(f"{path / _TENSORS} does not match its hash")
-    return Checkpoint(path, iteration, meta)
+    return Checkpoint(path, at, meta)
 
 
 def _said_hash(said: Mapping[str, object]) -> str:

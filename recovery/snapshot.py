@@ -25,8 +25,11 @@ ALIGN_BYTES = 64
 HASH_BYTES = 16
 CHUNK_BYTES = 1 << 20
 
-StateName = Annotated[str, Field(pattern=r"^((stage|weights|checkpoint):[0-9]{1,3}|ends-copy)$")]
-"""What is asked for: a stage's state, its weights, its checkpoint, or the copy of the ends."""
+StateName = Annotated[
+    str, Field(pattern=r"^((stage|weights):[0-9]{1,3}|checkpoint:[0-9]{1,3}(/[0-9]{1,15})?|ends-copy)$")
+]
+"""What is asked for: a stage's state, its weights, its checkpoint (the newest of an iteration, or after
+exactly so many rounds: "checkpoint:STAGE/ROUNDS"), or the copy of the ends."""
 StateDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Index = Annotated[int, Field(ge=0, lt=1 << 32)]
 Slot = Annotated[int, Field(ge=0, lt=1 << 53)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recovery.checkpoint import (
+    At,
     CheckpointError,
     Meta,
     assemble,
@@ -27,7 +28,7 @@ from recovery.snapshot import describe
 from recovery.transfer import TRANSFER_KINDS, Transfer
 from swarm.daemon.body_sizes import TRANSFER_BYTES_MAX
 from swarm.daemon.bridge import Bridge, FactsChanged, MemberChanged, Stop
-from swarm.daemon.donating import snapshot_for
+from swarm.daemon.donating import checkpoint_name, snapshot_for, stage_of
 from swarm.daemon.guarding import Guard
 from swarm.events import Emit, Event
 from swarm.gossip.view import Facts, Member, View, read_member
@@ -59,8 +60,11 @@ class _Failures:
 
     tries: int = 0
     again_at: float = 0.0
+    rounds: int | None = None
+    """The round to ask for, if the newest that the stages had were not of one."""
 
-    def add(self, now: float) -> None:
+    def add(self, now: float, rounds: int | None) -> None:
+        self.rounds = rounds
         self.again_at = now + min(RETRY_MAX_S, RETRY_S * 2**self.tries)
         self.tries += 1
 
@@ -160,7 +164,7 @@ class ArchiveHalf:
             for iteration in self._checkpointed(cell):
                 failures = self._failures.get((cell, iteration), _Failures())
                 if iteration > self.iteration and self._now() >= failures.again_at:
-                    self._begin(cell, iteration, failures.tries)
+                    self._begin(cell, iteration, failures)
                     return
 
     def _large_cells(self) -> list[str]:
@@ -188,14 +192,14 @@ class ArchiveHalf:
         newest = most if most == last else most // every * every
         return tuple(iteration for iteration in (newest, (newest - 1) // every * every) if iteration > 0)
 
-    def _begin(self, cell: str, iteration: int, tries: int) -> None:
-        """tries: how often that failed. Each time another holder is asked first: one may lie."""
+    def _begin(self, cell: str, iteration: int, failures: _Failures) -> None:
+        """failures: how often that failed. Each time another holder is asked first: one may lie."""
         self._goal, self._got = (cell, iteration), {}
         for stage, size in enumerate(self._sizes):
             donors = [m.node for m in self._view.holders(cell, stage)]
-            first = tries % max(1, len(donors))
+            first = failures.tries % max(1, len(donors))
             expected = describe(state_like(size))
-            name = f"checkpoint:{stage}"
+            name = checkpoint_name(stage, failures.rounds)
             if self._goal is None:
                 return  # the stage before has no holder
             self._perform(
@@ -228,12 +232,13 @@ class ArchiveHalf:
                 elif found is not None:
                     self._perform(self._transfer.provide(found, self._now()))
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, rounds: int | None = None) -> None:
+        """rounds: after how many every stage should be asked for the next time, if that is known."""
         if self._goal is not None:
-            self._failures.setdefault(self._goal, _Failures()).add(self._now())
+            self._failures.setdefault(self._goal, _Failures()).add(self._now(), rounds)
             self._note(iteration=self._goal[1], refused=reason)
-        for stage in range(len(self._sizes)):
-            self._transfer.cancel(f"checkpoint:{stage}")
+        for name in self._transfer.fetching:
+            self._transfer.cancel(name)
         self._goal = None
 
     def _on_fetched(self, effect: Fetched) -> None:
@@ -243,9 +248,12 @@ class ArchiveHalf:
         if cell != self._goal[0]:  # a holder may have come from there, and its disk with it
             self._give_up(f"{effect.name} is of cell {cell[:64]}, not of {self._goal[0]}")
             return
-        self._got[int(effect.name.partition(":")[2])] = effect
-        if len({fetched.facts.get("record", "") for fetched in self._got.values()}) > 1:
-            self._give_up(f"the stages of {cell} at iteration {effect.slot} are not of one record")
+        self._got[stage_of(effect.name)] = effect
+        rounds = {_round(fetched) for fetched in self._got.values()}
+        if len(rounds) > 1:
+            # The earliest is what the others had too, unless they have lost it since.
+            reason = f"the stages of {cell} at iteration {effect.slot} are not of one round"
+            self._give_up(reason, min(rounds))
         elif len(self._got) == len(self._sizes):
             self._whole.set()
 
@@ -258,12 +266,12 @@ class ArchiveHalf:
 
     async def _write(self, cell: str, iteration: int) -> None:
         """One stage after another, off the loop: gossip and lobby live on it, and a model is large."""
-        record = str(self._got[0].facts.get("record", ""))
-        meta: Meta = {"cell": cell, "iteration": iteration, "job": self._job.digest, "record": record}
+        rounds = _round(self._got[0])
+        meta: Meta = {"cell": cell, "iteration": iteration, "job": self._job.digest, "round": rounds}
         stages = range(len(self._sizes))
         whole = partial(newest_common, self._directory, stages, self._job.digest)
         try:
-            protect: int | None = await self._in_background(whole)
+            protect: At | None = await self._in_background(whole)
             for stage, fetched in sorted(self._got.items()):
                 root = stage_directory(self._directory, stage)
                 await self._in_background(partial(self._write_stage, root, fetched, meta, protect))
@@ -275,7 +283,7 @@ class ArchiveHalf:
         self._note(iteration=iteration, cell=cell, path=self._directory.name)
         self._bridge.send(FactsChanged(facts=_facts(iteration)))
 
-    def _write_stage(self, directory: Path, fetched: Fetched, meta: Meta, protect: int | None) -> None:
+    def _write_stage(self, directory: Path, fetched: Fetched, meta: Meta, protect: At | None) -> None:
         write_checkpoint(directory, fetched.slot, self._matter.restored(fetched), meta, protect)
 
     def _note(self, **fields: object) -> None:
@@ -286,11 +294,12 @@ class ArchiveHalf:
 class Resumable:
     """The newest whole checkpoint of a directory, iteration 0 if there is none.
 
-    refused: why newer ones were passed over, a sentence each.
+    round: outer rounds that it has seen. refused: why newer ones were passed over, a sentence each.
     """
 
     iteration: int = 0
     cell: str = ""
+    round: int = 0
     refused: tuple[str, ...] = ()
 
 
@@ -300,7 +309,14 @@ def newest_whole(directory: Path, stages: int) -> Resumable:
     reasons = tuple(each.reason for each in refused)
     if found is None:
         return Resumable(refused=reasons)
-    return Resumable(found.iteration, str(found.stages[0].meta.get("cell", "")), reasons)
+    cell = str(found.stages[0].meta.get("cell", ""))
+    return Resumable(found.iteration, cell, found.round, reasons)
+
+
+def _round(fetched: Fetched) -> int:
+    """How many rounds a state has seen, by its donor's word; a donor may say what it likes."""
+    said = fetched.facts.get("round", 0)
+    return said if isinstance(said, int) and 0 <= said <= fetched.slot else 0
 
 
 def _facts(iteration: int) -> Facts:

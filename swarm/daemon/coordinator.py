@@ -291,6 +291,7 @@ async def found_once(
                 identity.signing_in(job.digest),
                 corpus=corpus,
                 resumed=resumed.iteration,
+                resumed_round=resumed.round,
                 resumed_cell=resumed.cell,
                 again=version if kept is not None or resumed.iteration else 0,
             )

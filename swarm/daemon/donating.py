@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recovery.checkpoint import (
+    At,
     Checkpoint,
     CheckpointError,
     Meta,
@@ -27,10 +28,21 @@ from swarm.pipeline.records import content_digest
 from swarm.pipeline.trainer import Trainer
 
 
-def _parts_of(name: str) -> tuple[str, int]:
-    """(kind, stage) of a `StateName`; no stage has the number -1."""
-    kind, _, index = name.partition(":")
-    return kind, int(index) if index else -1
+def checkpoint_name(stage: int, rounds: int | None = None) -> str:
+    """The `StateName` of a checkpoint: after exactly so many rounds, or the newest of its iteration."""
+    return f"checkpoint:{stage}" if rounds is None else f"checkpoint:{stage}/{rounds}"
+
+
+def stage_of(name: str) -> int:
+    """The stage that a state is of, -1 for the copy of the ends."""
+    return _parts_of(name)[1]
+
+
+def _parts_of(name: str) -> tuple[str, int, int | None]:
+    """(kind, stage, rounds) of a `StateName`; no stage has the number -1."""
+    kind, _, rest = name.partition(":")
+    index, _, rounds = rest.partition("/")
+    return kind, int(index) if index else -1, int(rounds) if rounds else None
 
 
 def local_state(trainer: Trainer | None, name: str) -> dict[str, Tensor] | None:
@@ -44,7 +56,7 @@ def local_state(trainer: Trainer | None, name: str) -> dict[str, Tensor] | None:
         # Before the first copy was sent the seed's own weights are the newest there are.
         early = trainer.record.iteration < ENDS_COPY_EVERY
         return {"parameters": computing.seeded_ends()} if early else None
-    kind, stage = _parts_of(name)
+    kind, stage, _ = _parts_of(name)
     held = kind == "weights" and stage in computing.stages
     return _weights(computing, stage) if held else None
 
@@ -64,9 +76,9 @@ def snapshot_for(
     parameters, neither while a step is half applied; "ends-copy" is the CheckFree+ copy;
     "checkpoint:K" what is on disk here of this job (its digest), whose slot is its iteration.
     """
-    kind, stage = _parts_of(need.name)
+    kind, stage, rounds = _parts_of(need.name)
     if kind == "checkpoint":
-        return _from_disk(need, checkpoints, stage, job, matter)
+        return _from_disk(need, _checkpoint_of(job, checkpoints, stage, need.slot, rounds), matter)
     if trainer is None:
         return "this node is in no cell"
     if kind in ("stage", "weights") and stage in trainer.computing.stages:
@@ -93,37 +105,38 @@ def _slot_for(need: NeedSnapshot, trainer: Trainer) -> int | str | None:
     return slot if trainer.applied and need.slot in (None, slot) else None
 
 
-def _from_disk(need: NeedSnapshot, checkpoints: Path, stage: int, job: str, matter: Matter) -> Snapshot | str:
-    found = _checkpoint_of(job, checkpoints, stage, need.slot)
+def _from_disk(need: NeedSnapshot, found: Checkpoint | None, matter: Matter) -> Snapshot | str:
     if found is None:
         return "no such checkpoint on this disk"
     try:
         tensors = read_checkpoint(found)
     except CheckpointError:
         return "this checkpoint cannot be read any more"
-    facts = {name: str(found.meta.get(name, "")) for name in ("cell", "record")}
+    facts: dict[str, int | float | str] = {"cell": str(found.meta.get("cell", "")), "round": found.at[1]}
     return matter.snapshot(need.name, found.iteration, tensors, facts)
 
 
-def _checkpoint_of(job: str, checkpoints: Path, stage: int, iteration: int | None) -> Checkpoint | None:
+def _checkpoint_of(
+    job: str, checkpoints: Path, stage: int, iteration: int | None, rounds: int | None
+) -> Checkpoint | None:
     """A directory may have served another job before: its checkpoints are not ours."""
-    found = newest_checkpoint(stage_directory(checkpoints, stage), iteration).found
+    found = newest_checkpoint(stage_directory(checkpoints, stage), iteration, rounds).found
     return found if found is not None and found.meta.get("job") == job else None
 
 
 def disk_states(
-    checkpoints: Path, stages: Sequence[int], iteration: int, cell: str, job: str
+    checkpoints: Path, stages: Sequence[int], at: At, cell: str, job: str
 ) -> dict[str, dict[str, Tensor]]:
-    """Checkpoints of exactly this job, cell and iteration on this disk, as states without a network.
+    """Checkpoints of exactly this job, cell, iteration and round on this disk: states without a network.
 
     Between rounds the stages of two cells do not fit together.
     """
-    found = {stage: _checkpoint_of(job, checkpoints, stage, iteration) for stage in stages}
+    found = {stage: _checkpoint_of(job, checkpoints, stage, *at) for stage in stages}
     states: dict[str, dict[str, Tensor]] = {}
     for stage, checkpoint in found.items():
         if checkpoint is not None and checkpoint.meta.get("cell") == cell:
             with suppress(CheckpointError):  # it went bad since it was verified: it is not there
-                states[f"checkpoint:{stage}"] = read_checkpoint(checkpoint)
+                states[checkpoint_name(stage, at[1])] = read_checkpoint(checkpoint)
     return states
 
 
@@ -134,6 +147,7 @@ def write_stages(trainer: Trainer, checkpoints: Path, job: str) -> Iterator[dict
         "cell": record.cell,
         "iteration": record.iteration,
         "job": job,
+        "round": record.round,
         "record": content_digest(record),
     }
     held = trainer.computing.stages

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from swarm.daemon.bridge import NoticeLearned
-from swarm.daemon.donating import disk_states
+from swarm.daemon.donating import checkpoint_name, disk_states
 from swarm.daemon.genesis import TOPIC, founding_of, read_genesis, solo_founding
 from swarm.daemon.restore import Restored
 from swarm.messages import CellRecord, Ready, Restore
@@ -114,7 +114,9 @@ class Founding:
         if genesis.resumed:
             directory, job = half.setup.data_dir / "checkpoints", half.setup.job.digest
             lacking = tuple(stage for stage in mine if stage not in self._brought(founding))
-            local = disk_states(directory, lacking, genesis.resumed, genesis.resumed_cell, job)
+            local = disk_states(
+                directory, lacking, (record.iteration, record.round), genesis.resumed_cell, job
+            )
             donor = NodeId(notice.notice.signer)
             self._collect(founding, record, mine, "checkpoint", lambda _: (donor,), now, local)
             return
@@ -162,7 +164,7 @@ class Founding:
             for stage in stages
             if stage not in brought
         ]
-        here = [order for order in orders if f"checkpoint:{order.stage}" in local]
+        here = [order for order in orders if checkpoint_name(order.stage, record.round) in local]
         for order in here:
             self._begin(order, now, local.get)
         self._orders = deque(order for order in orders if order not in here)

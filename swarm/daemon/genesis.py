@@ -43,15 +43,16 @@ def found_job(
     *,
     corpus: str,
     resumed: int = 0,
+    resumed_round: int = 0,
     resumed_cell: str = "",
     again: int = 0,
 ) -> Signed:
     """The signed notice that founds a job on the live workers of a view.
 
-    corpus: digest of the job's tokens. resumed, resumed_cell: iteration and cell of the
-    checkpoints that every holder starts from, 0 for the job's seed. again: a number that no
-    earlier founding of this job had, for one after the first: members of the first may still be
-    somewhere, and a name never has two histories.
+    corpus: digest of the job's tokens. resumed, resumed_round, resumed_cell: iteration, outer
+    rounds and cell of the checkpoints that every holder starts from, 0 for the job's seed. again: a
+    number that no earlier founding of this job had, for one after the first: members of the first
+    may still be somewhere, and a name never has two histories.
     """
     founders = [Founder(m.node, m.facts.speed_flops) for m in view.live()]
     records = [
@@ -61,7 +62,7 @@ def found_job(
             term=0,
             act="found",
             iteration=resumed,
-            round=0,
+            round=resumed_round,
             previous="",
             roster=founding.roster,
             leader=me,

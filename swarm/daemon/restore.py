@@ -16,6 +16,7 @@ from recovery.checkfree import LR_FACTOR, fit_layers, gradient_weight, neighbour
 from recovery.fetch import Fetched, FetchFailed
 from recovery.snapshot import describe
 from recovery.transfer import Transfer
+from swarm.daemon.donating import checkpoint_name
 from swarm.gossip.view import View
 from swarm.job import Job
 from swarm.messages import Ready, Restore
@@ -141,9 +142,11 @@ class Restoring:
             case "holder" | "other_cell":
                 return {f"stage:{body.stage}": (donors, state, body.slot if body.same_state else None)}
             case "checkpoint":
-                # A founding begins at one iteration everywhere; for a lost stage the newest will do.
-                iteration = read_record(body.decided).iteration if body.same_state else None
-                return {f"checkpoint:{body.stage}": (donors, state, iteration)}
+                # A founding begins at one place everywhere; for a lost stage the newest will do.
+                if not body.same_state:
+                    return {checkpoint_name(body.stage): (donors, state, None)}
+                record = read_record(body.decided)
+                return {checkpoint_name(body.stage, record.round): (donors, state, record.iteration)}
             case "seed":
                 return {}
             case "plus_copy":

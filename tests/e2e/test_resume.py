@@ -46,7 +46,7 @@ async def test_a_resumed_job_starts_from_the_newest_whole_checkpoint(tmp_path: P
 def iterations_kept(job_directory: Path) -> list[int]:
     """Iterations of which the coordinator has every stage, ascending."""
     stages = [
-        {int(path.name.partition("-")[2]) for path in stage.glob("iter-*")}
+        {int(path.name.split("-")[1]) for path in stage.glob("iter-*")}
         for stage in (job_directory / "checkpoints").glob("stage-*")
     ]
     return sorted(set.intersection(*stages))
@@ -54,7 +54,7 @@ def iterations_kept(job_directory: Path) -> list[int]:
 
 def newest_file(job_directory: Path, iteration: int) -> Path:
     """A tensor file of one stage."""
-    found = (job_directory / "checkpoints" / "stage-1" / f"iter-{iteration:06}").glob("*.safetensors")
+    found = (job_directory / "checkpoints" / "stage-1").glob(f"iter-{iteration:06}-*/*.safetensors")
     return next(iter(found))
 
 

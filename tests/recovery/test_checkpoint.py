@@ -55,7 +55,10 @@ def test_views_of_one_flat_tensor_can_be_written(tmp_path):
 def test_only_the_newest_two_are_kept(tmp_path):
     for iteration in (90, 100, 110, 1_000_000):
         write_checkpoint(tmp_path, iteration, state(iteration), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter-000110", "iter-1000000"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "iter-000110-round-0",
+        "iter-1000000-round-0",
+    ]
     assert newest_checkpoint(tmp_path).found.iteration == 1_000_000
 
 
@@ -117,7 +120,7 @@ def test_a_full_disk_at_any_step_leaves_the_previous_checkpoint_whole(
 
 def test_a_checkpoint_that_cannot_be_written_says_why_in_a_sentence(tmp_path):
     (tmp_path / "stage-0").write_text("a file is in the way")
-    with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*iter-000001: File exists"):
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*iter-000001-round-0: File exists"):
         write_checkpoint(tmp_path / "stage-0", 1, state(1), {})
 
 
@@ -142,18 +145,21 @@ def _fail_after(patch, step, calls):
 
 def test_a_crash_between_the_two_renames_loses_nothing(tmp_path):
     path = write_checkpoint(tmp_path, 5, state(5), {})
-    os.replace(path, tmp_path / ".replaced-iter-000005")
+    os.replace(path, tmp_path / ".replaced-iter-000005-round-0")
     (tmp_path / ".writing-abc").mkdir()
     assert newest_checkpoint(tmp_path).found.iteration == 5
     write_checkpoint(tmp_path, 6, state(6), {})
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["iter-000005", "iter-000006"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "iter-000005-round-0",
+        "iter-000006-round-0",
+    ]
 
 
 def test_the_same_iteration_is_replaced(tmp_path):
     write_checkpoint(tmp_path, 5, state(5), {})
     write_checkpoint(tmp_path, 5, state(6), {})
     assert read_checkpoint(newest_checkpoint(tmp_path).found)["steps"].item() == 6
-    assert [entry.name for entry in tmp_path.iterdir()] == ["iter-000005"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["iter-000005-round-0"]
 
 
 def save(root, stage, *iterations, cell="c0"):
@@ -177,7 +183,7 @@ def test_a_bad_copy_is_replaced_by_another_nodes(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     save(a, 0, 10)
     save(b, 0, 10)
-    flip_a_byte(stage_directory(a, 0) / "iter-000010" / "tensors.safetensors")
+    flip_a_byte(stage_directory(a, 0) / "iter-000010-round-0" / "tensors.safetensors")
     assembly, refused = assemble([a, b], 1)
     assert assembly.stages[0].path.is_relative_to(b)
     assert [entry.path.is_relative_to(a) for entry in refused] == [True]
@@ -186,7 +192,7 @@ def test_a_bad_copy_is_replaced_by_another_nodes(tmp_path):
 def test_an_iteration_with_a_bad_stage_falls_back_to_the_one_before(tmp_path):
     save(tmp_path, 0, 10, 20)
     save(tmp_path, 1, 10, 20)
-    flip_a_byte(stage_directory(tmp_path, 1) / "iter-000020" / "manifest.json")
+    flip_a_byte(stage_directory(tmp_path, 1) / "iter-000020-round-0" / "manifest.json")
     assembly, refused = assemble([tmp_path], 2)
     assert assembly.iteration == 10
     assert len(refused) == 1
@@ -224,7 +230,9 @@ def test_halves_of_later_iterations_never_cost_the_newest_whole_one(tmp_path):
         found, refused = assemble([tmp_path], 2)
         assert (found.iteration, refused) == (min(iteration, 50), ())
     names = [path.name for path in sorted(stage_directory(tmp_path, 0).iterdir())]
-    assert names == ["iter-000050", "iter-000200"], "what is no part of a whole does not pile up"
+    assert names == ["iter-000050-round-0", "iter-000200-round-0"], (
+        "what is no part of a whole does not pile up"
+    )
     write(250, (0, 1))
     assert assemble([tmp_path], 2)[0].iteration == 250
 
@@ -236,9 +244,9 @@ def test_what_stages_have_in_common_is_of_one_job_and_one_cell(tmp_path):
         *((0, 30, "c0", "j2"), (1, 30, "c0", "j2")),
     ):
         root = stage_directory(tmp_path, stage)
-        write_checkpoint(root, iteration, state(1), {"cell": cell, "job": job}, protect=10)
-    assert newest_common(tmp_path, (0, 1), "j1") == 10
-    assert newest_common(tmp_path, (0, 1), "j2") == 30
+        write_checkpoint(root, iteration, state(1), {"cell": cell, "job": job}, protect=(10, 0))
+    assert newest_common(tmp_path, (0, 1), "j1") == (10, 0)
+    assert newest_common(tmp_path, (0, 1), "j2") == (30, 0)
     assert newest_common(tmp_path, (0, 1, 2), "j1") is None
 
 
@@ -247,3 +255,26 @@ def test_a_checkpoint_of_an_earlier_job_that_came_further_does_not_push_this_one
         write_checkpoint(tmp_path, iteration, state(1), {"job": "j1"})
     path = write_checkpoint(tmp_path, 10, state(2), {"job": "j2"})
     assert path.exists()
+
+
+def test_a_model_is_never_put_together_from_before_and_after_an_outer_round(tmp_path):
+    """One node left after the round, the other wrote after the step of the same iteration."""
+    one, other = tmp_path / "one", tmp_path / "other"
+
+    def write(root, stage, iteration, rounds):
+        value = 100 * rounds + iteration
+        write_checkpoint(
+            stage_directory(root, stage), iteration, state(value), {"cell": "c0", "round": rounds}
+        )
+
+    write(one, 0, 10, 1)
+    write(one, 0, 10, 2)
+    write(other, 1, 10, 1)
+    found, _ = assemble([one, other], 2)
+    assert (found.iteration, found.round) == (10, 1)
+    assert [checkpoint.at for checkpoint in found.stages] == [(10, 1), (10, 1)]
+    write(other, 1, 10, 2)
+    found, _ = assemble([one, other], 2)
+    assert (found.iteration, found.round) == (10, 2)
+    assert newest_checkpoint(stage_directory(one, 0), 10, 1).found.meta["round"] == 1
+    assert newest_checkpoint(stage_directory(one, 0), 10).found.meta["round"] == 2

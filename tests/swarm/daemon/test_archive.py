@@ -14,7 +14,15 @@ from cell_world import small_job
 from recovery.checkpoint import CheckpointError, newest_common, stage_directory, write_checkpoint
 from recovery.fetch import Fetched
 from recovery.snapshot import Get, Manifest, NotHere, Want, take_snapshot
-from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, InBackground, Resumable, inline, newest_whole
+from swarm.daemon.archive import (
+    ARCHIVE_SCHEMA,
+    RETRY_S,
+    ArchiveHalf,
+    InBackground,
+    Resumable,
+    inline,
+    newest_whole,
+)
 from swarm.daemon.bridge import MemberChanged
 from swarm.daemon.bridges import MemoryBridge
 from swarm.events import Event
@@ -31,7 +39,7 @@ from transport.wire import Message
 SIZE = 8
 
 
-def fetched(stage: int, iteration: int, cell: str = "c0", record: str = "ab") -> Fetched:
+def fetched(stage: int, iteration: int, cell: str = "c0", rounds: int = 1) -> Fetched:
     state = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in state_like(SIZE).items()}
     snapshot = take_snapshot(f"checkpoint:{stage}", iteration, state)
     data, views, start = b"".join(bytes(snapshot.chunk(k)) for k in range(snapshot.chunks)), {}, 0
@@ -44,7 +52,7 @@ def fetched(stage: int, iteration: int, cell: str = "c0", record: str = "ab") ->
         digest=snapshot.digest,
         holds=snapshot.holds,
         tensors=views,
-        facts={"cell": cell, "record": record},
+        facts={"cell": cell, "round": rounds},
         seconds=0.0,
         donors=(),
     )
@@ -99,7 +107,7 @@ def test_stages_are_written_one_by_one_in_the_background(tmp_path: Path) -> None
     run_virtual(scenario())
     assert begun == [0.0, 10.0]
     assert [event.fields.get("refused") for event in events] == [None]
-    assert newest_whole(tmp_path / "checkpoints", 2) == Resumable(4, "c0")
+    assert newest_whole(tmp_path / "checkpoints", 2) == Resumable(4, "c0", 1)
 
 
 def test_a_checkpoint_of_another_cell_is_not_put_beside_this_ones(tmp_path: Path) -> None:
@@ -121,7 +129,7 @@ def test_a_checkpoint_of_another_cell_is_not_put_beside_this_ones(tmp_path: Path
     assert newest_whole(tmp_path / "checkpoints", 2).iteration == 0
 
 
-def test_stages_of_two_records_are_not_put_together(tmp_path: Path) -> None:
+def test_stages_of_two_rounds_are_not_put_together(tmp_path: Path) -> None:
     """A holder that wrote its stage after the round, the others before it, or one that lies."""
     events: list[Event] = []
 
@@ -131,15 +139,32 @@ def test_stages_of_two_records_are_not_put_together(tmp_path: Path) -> None:
             running = tasks.create_task(archive.run())
             archive._goal = ("c0", 4)
             archive._on_fetched(fetched(0, 4))
-            archive._on_fetched(fetched(1, 4, record="cd"))
+            archive._on_fetched(fetched(1, 4, rounds=2))
             await asyncio.sleep(1.0)
             running.cancel()
 
     run_virtual(scenario())
     assert [event.fields["refused"] for event in events] == [
-        "the stages of c0 at iteration 4 are not of one record"
+        "the stages of c0 at iteration 4 are not of one round"
     ]
     assert newest_whole(tmp_path / "checkpoints", 2).iteration == 0
+
+
+def test_after_stages_of_two_rounds_all_are_asked_for_the_earlier(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        archive = archive_of(tmp_path, lambda _: None)
+        for stage in range(2):
+            says(archive, stage, Facts(cell="c0", stages=(stage,), iteration=4, state="training"))
+        archive._look()
+        assert archive._transfer.fetching == ("checkpoint:0", "checkpoint:1")
+        archive._on_fetched(fetched(0, 4, rounds=2))
+        archive._on_fetched(fetched(1, 4, rounds=1))
+        assert archive._transfer.fetching == ()
+        await asyncio.sleep(RETRY_S)
+        archive._look()
+        assert archive._transfer.fetching == ("checkpoint:0/1", "checkpoint:1/1")
+
+    run_virtual(scenario())
 
 
 def test_checkpoints_that_are_half_written_leave_the_whole_one_in_the_archive(
@@ -251,7 +276,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
         for stage in range(2):
             root = stage_directory(tmp_path, stage)
             write_checkpoint(root, iteration, {"parameters": torch.ones(4)}, {"cell": "c1"})
-    newest = tmp_path / "stage-1" / "iter-000004" / "tensors.safetensors"
+    newest = tmp_path / "stage-1" / "iter-000004-round-0" / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"!")
     found = newest_whole(tmp_path, 2)
     assert (found.iteration, found.cell) == (2, "c1")

@@ -44,7 +44,9 @@ class Half:
         self.published.append((version, notice))
 
 
-def start(directory: Path, *, dies: bool = False, resumed: int | None = None, wall: float = 100.0) -> Any:
+def start(
+    directory: Path, *, dies: bool = False, resumed: int | None = None, rounds: int = 0, wall: float = 100.0
+) -> Any:
     half = Half(dies=dies)
     run_virtual(
         found_once(
@@ -53,7 +55,7 @@ def start(directory: Path, *, dies: bool = False, resumed: int | None = None, wa
             COORDINATOR,
             directory,
             corpus="ab",
-            resumed=None if resumed is None else Resumable(resumed, "c0"),
+            resumed=None if resumed is None else Resumable(resumed, "c0", rounds),
             wall=lambda: wall,
         )
     )
@@ -92,9 +94,14 @@ def test_a_resume_with_nothing_archived_begins_anew(tmp_path: Path) -> None:
 
 def test_a_resume_with_damaged_checkpoints_only_does_not_bury_them(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, JOB).iteration == 0
-    (tmp_path / "checkpoints" / "stage-0" / "iter-000020").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "stage-0" / "iter-000020-round-0").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no whole checkpoint .* to begin anew"):
         find_checkpoint(tmp_path, JOB)
+
+
+def test_a_resumed_cell_begins_at_the_round_of_its_checkpoints(tmp_path: Path) -> None:
+    ((_, notice),) = start(tmp_path, resumed=40, rounds=3)
+    assert {(r.iteration, r.round) for r in map(read_record, read_genesis(notice).foundings)} == {(40, 3)}
 
 
 def test_a_job_that_is_founded_again_takes_names_that_no_cell_had(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from cell_world import corpus_of, small_job
 
 from recovery.fetch import Fetched, FetchFailed
-from recovery.snapshot import describe
+from recovery.snapshot import Want, describe
 from recovery.transfer import Transfer
 from swarm.daemon.genesis import solo_founding
 from swarm.daemon.restore import Restored, Restoring
@@ -39,7 +39,7 @@ class World:
         self.restoring = Restoring(ME, self.job, config, self.sizes, self.transfer, self.build)
         identity = Identity.create(random.Random(1))
         sign = identity.signing_in(self.job.digest)
-        self.decided = solo_founding(self.job, ME, sign, iteration=0, rounds=0, cells=(), wall_s=0.0)
+        self.decided = solo_founding(self.job, ME, sign, iteration=6, rounds=2, cells=(), wall_s=0.0)
 
     def begin(self, stage: int, **fields: Any) -> list[Effect]:
         order = {
@@ -120,3 +120,10 @@ def test_a_record_that_cannot_be_read_is_answered(world: World) -> None:
     told = answer(world.begin(1, how="checkpoint", same_state=True, decided=unreadable))
     assert not told.ok
     assert "cannot be read" in told.reason
+
+
+def test_a_founding_asks_for_the_checkpoint_of_its_iteration_and_round(world: World) -> None:
+    (asked,) = world.begin(1, how="checkpoint", same_state=True)
+    assert isinstance(asked, Send)
+    assert isinstance(asked.message.body, Want)
+    assert (asked.message.body.name, asked.message.body.slot) == ("checkpoint:1/2", 6)
