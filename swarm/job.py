@@ -42,9 +42,12 @@ class JobError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and an unknown field is a mistake, not ignored."""
+    """Base of all sections: frozen, and an unknown field is a mistake, not ignored.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Strict: `true` is no number, and 0 is no `false`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class ModelSection(Section):
@@ -93,6 +96,8 @@ class PipelineSection(Section):
     hop_codec: Literal["raw", "bf16", "int8"] = "raw"
 
 
+ITERATIONS_MAX = 1 << 31
+"""More than anybody will wait for, and every message and file has room for the number."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -107,11 +112,11 @@ class InnerSection(Section):
     optimizer: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=1)] = 3e-3
     schedule: Literal["constant", "wsd", "cosine"] = "wsd"
-    warmup: Annotated[int, Field(ge=0)] = 10
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    warmup: Annotated[int, Field(ge=0, le=ITERATIONS_MAX)] = 10
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.1
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    iterations: Annotated[int, Field(ge=1)] = 2000
+    iterations: Annotated[int, Field(ge=1, le=ITERATIONS_MAX)] = 2000
 
 
 class OuterSection(Section):
@@ -125,7 +130,7 @@ class OuterSection(Section):
 
     method: Literal["none", "diloco"] = "diloco"
     optimizer: Literal["nesterov", "heavy_ball"] = "nesterov"
-    every: Annotated[int, Field(ge=1)] = 50
+    every: Annotated[int, Field(ge=1, le=ITERATIONS_MAX)] = 50
     lr: Annotated[float, Field(gt=0, le=2)] = 0.7
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
@@ -139,7 +144,7 @@ class RecoverySection(Section):
     """
 
     policy: Literal["auto", "checkfree"] = "auto"
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    checkpoint_every: Annotated[int, Field(ge=1, le=ITERATIONS_MAX)] = 100
     plus_copies: bool = True
 
 
@@ -199,22 +204,54 @@ def parse_job(text: str, where: str = "job.toml") -> Job:
     """Parse the text of a job file. Raises JobError with one sentence."""
     try:
         return Job.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except ValidationError as error:  # a ValueError, too
+        raise JobError(f"{where}: {what_is_wrong(error)}") from None
+    except ValueError as error:
         raise JobError(f"{where} is not valid TOML: {error}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the job"
-        what = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
-        raise JobError(f"{where}: {field}: {what.removeprefix('Value error, ')}") from None
+    except RecursionError:
+        raise JobError(f"{where} is not valid TOML: it nests too deeply") from None
+
+
+_NEEDS = {
+    "extra_forbidden": "there is no such field",
+    "int_type": "needs a whole number",
+    "int_parsing_size": "is too large",
+    "float_type": "needs a number",
+    "bool_type": "needs true or false",
+    "string_type": "needs text in quotes",
+    "string_pattern_mismatch": "needs 1 to 48 of the characters a-z, 0-9 and -, the first no -",
+    "finite_number": "needs a finite number",
+    "literal_error": "needs {expected}",
+    "greater_than_equal": "needs at least {ge}",
+    "greater_than": "needs more than {gt}",
+    "less_than_equal": "needs at most {le}",
+    "less_than": "needs less than {lt}",
+    "tuple_type": "needs two numbers, as [0.9, 0.95]",
+    "too_long": "needs two numbers, as [0.9, 0.95]",
+    "missing": "needs two numbers, as [0.9, 0.95]",
+    "model_type": "needs fields of its own, below a line [{class_name}]",
+    "value_error": "{error}",
+}
+"""What a field needs, by the kind of the error. Only the two betas can be too many or missing."""
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The first mistake as a field and what it needs, in words of a person who never saw a library."""
+    first = error.errors(include_url=False)[0]
+    place = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
+    field = ".".join(str(part) for part in place) or "the job"
+    context = {**first.get("ctx", {}), "class_name": field}
+    return f"{field}: {_NEEDS[first['type']].format(**context) if first['type'] in _NEEDS else first['msg']}"
 
 
 def load_job(path: Path) -> Job:
     """Read and parse a job file. Raises JobError with one sentence."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise JobError(f"cannot read {path}: {reason}") from None
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise JobError(f"cannot read {path}: it is not UTF-8 text") from None
+    except OSError as error:
+        raise JobError(f"cannot read {path}: {error.strerror}") from None
     return parse_job(text, str(path))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from swarm.daemon.options import UserError
-from swarm.job import Job, load_job
+from swarm.job import Job, load_job, what_is_wrong
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -22,9 +22,7 @@ def job_from_options(file: Path | None, sections: dict[str, Any]) -> Job:
     try:
         return Job.model_validate(sections)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the job"
-        raise UserError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(what_is_wrong(error)) from None
 
 
 def parse_size(text: str) -> int:

@@ -217,7 +217,7 @@ def parse_faults(text: str, where: str = "faults.toml") -> tuple[Fault, ...]:
     """Parse the text of a fault script. Raises FaultError with one sentence."""
     try:
         return _Script.model_validate(tomllib.loads(text)).fault
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise FaultError(f"{where} is not valid TOML: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -106,7 +106,10 @@ def _read_parquet(path: Path) -> Iterator[bytes]:
     if "text" not in file.schema_arrow.names:
         raise DataError(f"{path} has no column `text`")
     column = file.read(columns=["text"]).column("text")
-    return (value.as_py().encode("utf-8", "replace") for value in column if value.is_valid)
+    for value in (value.as_py() for value in column if value.is_valid):
+        if not isinstance(value, str):
+            raise DataError(f"column `text` of {path} holds {column.type}, not text")
+        yield value.encode("utf-8", "replace")
 
 
 _READERS: dict[str, Callable[[Path], Iterable[bytes]]] = {
@@ -119,7 +122,10 @@ _READERS: dict[str, Callable[[Path], Iterable[bytes]]] = {
 
 def find_texts(data: DataSection) -> list[Path]:
     """The files of a job's text, unread. Raises DataError if there is none, or one cannot be read."""
-    files = _files(data.path)
+    try:
+        files = _files(data.path)
+    except (OSError, RuntimeError, ValueError):  # a name too long, of nobody's home, with a zero in it
+        files = []
     if not files:
         raise DataError(f"found no text at {data.path}; set data.path to a file, glob or directory")
     for path in files:
@@ -137,10 +143,10 @@ def _documents(data: DataSection) -> list[bytes]:
         try:
             documents += _READERS[path.suffix](path)
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}; check data.path") from None
-        except ValueError as error:
-            if isinstance(error, DataError):
-                raise
+            raise DataError(f"cannot read {path}: {error.strerror or error}; check data.path") from None
+        except DataError:
+            raise
+        except (ValueError, NotImplementedError, RecursionError) as error:
             raise DataError(f"{path} is not valid {path.suffix[1:]}: {error}") from None
     if not documents:
         raise DataError(f"there are no documents in {data.path}; set data.path to text")
@@ -166,11 +172,17 @@ def _tokenizer_tokens(documents: list[bytes], name: str) -> tuple[Tokens, int]:
         tokenizer = Tokenizer.from_file(name)
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
         raise DataError(f"{name} is not a tokenizer file: {error}") from None
-    vocab = -(-tokenizer.get_vocab_size() // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    ids, entries = 1 + max(tokenizer.get_vocab().values(), default=0), tokenizer.get_vocab_size()
+    if ids > 2 * max(entries, VOCAB_MULTIPLE):
+        raise DataError(f"{name} has ids up to {ids - 1} for {entries} tokens: number them without gaps")
+    vocab = -(-ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     dtype = np.uint16 if vocab <= 1 << 16 else np.int32
     ends = [end for end in map(tokenizer.token_to_id, _END_NAMES) if end is not None][:1]
     texts = [text.decode("utf-8", "replace") for text in documents]
-    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    try:
+        encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise DataError(f"{name} cannot encode the text: {error}") from None
     return np.concatenate([np.array(each.ids + ends, dtype=dtype) for each in encoded]), vocab
 
 

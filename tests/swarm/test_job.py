@@ -1,12 +1,13 @@
 """A job file that cannot work is refused where it is read, in one sentence."""
 
 import random
+from pathlib import Path
 
 import pytest
 
 from swarm.daemon.genesis import found_job, read_genesis
 from swarm.gossip.view import Member, MemberRecord, View
-from swarm.job import Job, JobError, dump_job, parse_job
+from swarm.job import Job, JobError, dump_job, load_job, parse_job
 from swarm.messages import StageSum
 from swarm.pipeline.ledger import NAMES_CHARS_MAX
 from swarm.pipeline.records import read_record, sign_record
@@ -38,6 +39,48 @@ def test_a_job_that_cannot_work_is_refused_in_one_sentence(text: str, reason: st
     with pytest.raises(JobError, match=reason.replace("[", r"\[")) as refused:
         parse_job(text)
     assert "\n" not in str(refused.value).removesuffix("\n") or "TOML" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[pipeline]\nstages = true", "pipeline.stages: needs a whole number"),
+        ("[pipeline]\nstages = 2.0", "pipeline.stages: needs a whole number"),
+        ("[inner]\nlr = true", "inner.lr: needs a number"),
+        ("[recovery]\nplus_copies = 0", "recovery.plus_copies: needs true or false"),
+        ("[inner]\nbetas = [0.9]", "inner.betas: needs two numbers, as [0.9, 0.95]"),
+        ("[inner]\nbetas = 0.9", "inner.betas: needs two numbers, as [0.9, 0.95]"),
+        ("[inner]\nbetas = [0.9, 0.95, 0.99]", "inner.betas: needs two numbers, as [0.9, 0.95]"),
+        ("[inner]\nbetas = [0.9, true]", "inner.betas.1: needs a number"),
+        ("[inner]\nbetas = [0.9, 1.0]", "inner.betas.1: needs less than 1.0"),
+        (f"[inner]\niterations = 1{'0' * 40}", "inner.iterations: needs at most 2147483648"),
+        (f"[inner]\niterations = 1{'0' * 5000}", "is not valid TOML"),
+        (f"[inner]\nclip_norm = 1{'0' * 400}", "inner.clip_norm: needs a"),
+        ("[outer]\nmethod = 'mean'", "outer.method: needs 'none' or 'diloco'"),
+        ("pipeline = 3", "pipeline: needs fields of its own, below a line [pipeline]"),
+        ("seed = 'x'", "seed: needs a whole number"),
+        ("x = " + "[" * 20_000, "it nests too deeply"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_told_in_plain_words(text: str, reason: str) -> None:
+    with pytest.raises(JobError) as refused:
+        parse_job(text)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_whole_numbers_are_numbers_and_a_list_is_a_pair() -> None:
+    inner = parse_job("[inner]\nlr = 1\nbetas = [0, 0.5]").inner
+    assert (inner.lr, inner.betas) == (1.0, (0.0, 0.5))
+
+
+def test_a_file_with_a_byte_order_mark_is_read_and_one_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_bytes(b"\xef\xbb\xbfseed = 7\n")
+    assert load_job(file).seed == 7
+    file.write_bytes(bytes(range(256)))
+    with pytest.raises(JobError, match="it is not UTF-8 text"):
+        load_job(file)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ def test_an_iteration_that_lacks_a_stage_is_passed_over(run: tuple[Path, dict[st
     assert gather(run[0]).iteration == 1
 
 
+def test_a_manifest_that_nests_too_deeply_is_passed_over(run: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    next(run[0].rglob("stage-1/iter-000002-*/manifest.json")).write_text("[" * 100_000)
+    assert gather(run[0]).iteration == 1
+
+
 def test_a_run_becomes_a_hugging_face_directory(
     run: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:

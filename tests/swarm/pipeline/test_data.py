@@ -113,6 +113,9 @@ def test_a_tokenizer_file_is_used(folder, tmp_path):
         ("broken.parquet", "PAR2", "is not valid parquet"),
         ("empty.jsonl", "\n", "there are no documents in"),
         ("short.txt", "short", "too few for windows of 16"),
+        ("deep.jsonl", "[" * 100_000, "is not valid jsonl"),
+        ("x" * 300, None, "found no text at"),
+        ("\0", None, "found no text at"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_sentence(tmp_path, name, content, message):
@@ -135,6 +138,49 @@ def test_a_parquet_file_without_text_is_one_clear_sentence(tmp_path):
     parquet.write_table(pa.table({"body": TEXTS}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has no column `text`"):
         load_corpus(section(tmp_path / "a.parquet"))
+
+
+def test_text_in_the_home_of_nobody_is_one_clear_sentence():
+    with pytest.raises(DataError, match="found no text at ~nosuchuser"):
+        load_corpus(section("~nosuchuser/x.txt"))
+
+
+@pytest.mark.parametrize("values", [[1, 2], [b"a", b"b"]])
+def test_a_parquet_column_of_anything_but_text_is_one_clear_sentence(tmp_path, values):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"column `text` of .* holds (int64|binary), not text"):
+        load_corpus(section(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("vocab", "message"),
+    [
+        ({"document": 0, "ab": 1}, "cannot encode the text: .*UNK"),
+        ({"[UNK]": 0, "ab": 1, "far": 900_000}, "has ids up to 900000 for 3 tokens"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_one_clear_sentence(folder, tmp_path, vocab, message):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match=message):
+        load_corpus(section(folder / "*.txt", tokenizer=str(tmp_path / "tokenizer.json")))
+
+
+def test_a_tokenizer_with_a_small_gap_has_a_row_for_every_id(folder, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "document": 100}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    corpus = load_corpus(section(folder / "*.txt", tokenizer=str(tmp_path / "tokenizer.json"), held_out=0.2))
+    assert corpus.vocab == 128
+    assert max(corpus.train.max(), corpus.validation.max()) == 100
 
 
 def test_a_wrong_tokenizer_is_one_clear_sentence(folder):
