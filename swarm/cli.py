@@ -86,7 +86,12 @@ def coordinator_run(
         str, typer.Option(help="Address to listen on; else the one init named, which others dial anyway.")
     ] = "",
     status_port: StatusPort = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint, from the seed if none was made.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the newest whole checkpoint, from the seed if none was made."
+        ),
+    ] = False,
 ) -> None:
     """Admit nodes, serve the job and its status, until interrupted. Training does not need it.
 

@@ -27,6 +27,14 @@ class MemberChanged(Body):
     reason: Reason = ""
 
 
+class MemberGone(Body):
+    """Gossip half -> training half: a node died or left so long ago that the view has forgotten it."""
+
+    kind: ClassVar[str] = "member_gone"
+
+    node: NodeText
+
+
 class NoticeLearned(Body):
     """Gossip half -> training half: a signed notice, newest version of its topic.
 
@@ -128,6 +136,7 @@ class Failed(Body):
 BRIDGE_SCHEMA = Schema(
     (
         MemberChanged,
+        MemberGone,
         NoticeLearned,
         Stop,
         FactsChanged,
@@ -142,11 +151,26 @@ BRIDGE_SCHEMA = Schema(
 )
 
 
+def subject_of(body: Body) -> tuple[str, str]:
+    """What a body is about: whoever has not read it yet needs only the newest about the same."""
+    match body:
+        case MemberChanged(record=record):
+            return "member", record.signer
+        case MemberGone(node=node):
+            return "member", node
+        case NoticeLearned(topic=topic):
+            return body.kind, topic
+        case PeerLost(peer=peer):
+            return body.kind, peer
+        case _:
+            return body.kind, ""
+
+
 class Bridge(Protocol):
     """One half's end. `send` never waits; `recv` raises EOFError when the other half is gone."""
 
     def send(self, body: Body) -> None:
-        """Hand a body over. Bounded: the real one drops Progress and Awake when the other half stalls."""
+        """Hand a body over. Bounded: of what a half that stalls leaves unread only the newest is kept."""
         ...
 
     async def recv(self) -> Body:
