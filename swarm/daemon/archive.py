@@ -27,7 +27,7 @@ from recovery.fetch import Fetched, FetchFailed
 from recovery.snapshot import describe
 from recovery.transfer import TRANSFER_KINDS, Transfer
 from swarm.daemon.body_sizes import TRANSFER_BYTES_MAX
-from swarm.daemon.bridge import Bridge, FactsChanged, MemberChanged, Stop
+from swarm.daemon.bridge import Bridge, FactsChanged, MemberChanged, MemberGone, Stop
 from swarm.daemon.donating import checkpoint_name, snapshot_for, stage_of
 from swarm.daemon.guarding import Guard
 from swarm.events import Emit, Event
@@ -132,6 +132,8 @@ class ArchiveHalf:
             if isinstance(body, MemberChanged):
                 with self._guard.against(body.record.signer, body.kind):
                     self._on_member(body)
+            elif isinstance(body, MemberGone):
+                self._view = self._view.without(NodeId(body.node))
             elif isinstance(body, Stop):
                 return
 

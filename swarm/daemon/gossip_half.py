@@ -14,6 +14,7 @@ from swarm.daemon.bridge import (
     Failed,
     Left,
     MemberChanged,
+    MemberGone,
     NoticeLearned,
     PeerLost,
     Progress,
@@ -247,6 +248,9 @@ class GossipHalf:
                 self._link.know(peer, endpoint)
             case Forget(peer):
                 self._link.forget(peer)
+                if peer not in self._membership.register.rows:
+                    self._statuses.pop(peer, None)
+                    self._bridge.send(MemberGone(node=peer))
             case MemberUpdated(member, signed):
                 if self._statuses.get(member.node) != member.status:
                     self._statuses[member.node] = member.status

@@ -19,6 +19,7 @@ from swarm.daemon.bridge import (
     Failed,
     Left,
     MemberChanged,
+    MemberGone,
     NoticeLearned,
     PeerLost,
     Stop,
@@ -178,6 +179,8 @@ class TrainingHalf:
             case MemberChanged():
                 with self.guard.against(body.record.signer, body.kind):
                     self._on_member(body, now)
+            case MemberGone(node=node):
+                self.view = self.view.without(NodeId(node))
             case NoticeLearned():
                 with self.guard.against(body.notice.signer, body.topic):
                     self.founding.learn(body, now)
@@ -318,8 +321,6 @@ class TrainingHalf:
         """Advertise these facts from now on."""
         self.facts = facts
         self._bridge.send(FactsChanged(facts=facts))
-
-    # -- leaving and reporting --------------------------------------------------------------
 
     def _go(self) -> None:
         if self.trainer is not None and self.trainer.applied and self.setup.checkpoints:
