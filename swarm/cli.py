@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -57,7 +57,7 @@ def coordinator_init(
     """
     from swarm.daemon.jobdir import init_job, make_invitation
     from swarm.daemon.typed import job_from_options
-    from swarm.pipeline.data import find_texts
+    from swarm.pipeline.data import load_corpus
 
     recipe = job_from_options(
         job,
@@ -70,7 +70,7 @@ def coordinator_init(
             "inner": {"iterations": iterations},
         },
     )
-    find_texts(recipe.data)
+    load_corpus(recipe.data)  # what cannot be trained on is told of now, and makes no job
     init_job(directory, job=recipe, host=host, lobby_port=lobby_port)
     invitation = make_invitation(directory, days=7, uses=max(8, 2 * recipe.pipeline.nodes)).text
     if as_json:
@@ -216,17 +216,32 @@ def export(
 def main() -> None:
     """Run a command. A person's mistake is one line on stderr and exit code 2."""
     try:
-        app()
+        code = app(prog_name="farflung", standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
     except Exception as error:
+        if hasattr(error, "format_message"):
+            refuse(error)
         from swarm.daemon.options import explain
 
         sentence = explain(error)
         if sentence is None:
             raise
         fail(sentence)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def fail(sentence: str) -> None:
+def refuse(error: Any) -> NoReturn:
+    """What the parser found, known by what it offers: its classes differ between versions of typer."""
+    found = error.format_message()
+    if "\n" in found.strip():  # the help, asked for by giving no arguments
+        error.show()
+        sys.exit(error.exit_code)
+    asked = error.ctx.command_path if getattr(error, "ctx", None) else "farflung"
+    fail(f"{found.rstrip('.')}; see `{asked} --help`")
+
+
+def fail(sentence: str) -> NoReturn:
     """Say what is wrong and end with code 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, inline
+from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, inline
 from swarm.daemon.body_sizes import BodySizes
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.compute import CostCompute
