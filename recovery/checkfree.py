@@ -4,8 +4,8 @@
 
 More weight goes to the neighbour that is further from converged. The paper's text squares the
 gradient norm; its published code uses the norm itself plus 1e-4, taken after clipping, which
-turns into a plain mean as soon as both neighbours clip. We square, as the paper says, and want
-norms from before clipping.
+turns into a plain mean as soon as both neighbours clip. We square, as the paper says. Clipping here is
+by the global norm, which scales both neighbours alike, so their ratio is that from before it.
 
 The stage then starts with fresh optimizer moments and its learning rate times `LR_FACTOR`, once:
 the factor is set on the base rate and never compounds over repeated losses.
@@ -23,7 +23,7 @@ LR_FACTOR = 1.1
 
 
 def gradient_weight(norm: float) -> float:
-    """The weight of a neighbour whose last gradient, before clipping, had this norm: its square.
+    """The weight of a neighbour whose last gradient had this norm: its square.
 
     A norm that is not a finite, non-negative number counts as unknown, that is as zero.
     """
