@@ -107,6 +107,10 @@ class SimNetwork:
         """Flip the first byte of the next headers that `node` sends: they decode to no map."""
         self._corrupt[node] = self._corrupt.get(node, 0) + messages
 
+    def corrupts(self, node: NodeId) -> bool:
+        """Whether what `node` sends next will be damaged."""
+        return self._corrupt.get(node, 0) > 0
+
     def cut(
         self, a: NodeId | Collection[NodeId], b: NodeId | Collection[NodeId], both_ways: bool = True
     ) -> Cut:

@@ -127,10 +127,10 @@ class Register:
         peers = [peer for peer in order if fit(self.rows[peer])]
         return self._rng.sample(peers, min(count, len(peers)))
 
-    def some_dead(self) -> list[NodeId]:
-        """One random member of the dead, if there are any."""
+    def some_dead(self, count: int) -> list[NodeId]:
+        """So many random members of the dead, or all."""
         dead = self.dead()
-        return [self._rng.choice(dead)] if dead else []
+        return self._rng.sample(dead, min(count, len(dead)))
 
     def dead(self) -> list[NodeId]:
         """Members that fell silent and may only be out of reach, in node-id order."""

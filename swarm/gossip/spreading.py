@@ -40,6 +40,8 @@ CHECKERS = 8
 """Members of a small swarm that look for themselves, on average, when they hear of a suspect."""
 CALLERS = 8
 """Members of a large swarm that call a dead one in a `push_pull_s`, on average, should it be back."""
+CALLED = 4
+"""Dead ones that a member of a small swarm calls in a `push_pull_s`: few remember them but it."""
 MOURNERS = 16
 """Members that tell of a death, on average: everyone buries by its own timer, and the others know."""
 ANSWER_S = 1.0
@@ -270,7 +272,7 @@ class Spreading:
         """
         self._exchange_in = min(self._config.push_pull_s, 2 * self._exchange_in)
         self._exchange_at = now + self._exchange_in * self._rng.uniform(0.8, 1.2)
-        dead = self._register.some_dead()
+        dead = self._register.some_dead(CALLED if self.small else 1)
         if not self.small and not self.chosen(CALLERS * self._register.lost):
             dead = []
         hello = Message(Spread(records=(self._own.signed,)))

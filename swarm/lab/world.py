@@ -313,6 +313,9 @@ class World:
     def check(self) -> tuple[str, ...]:
         """What is broken now, in sentences."""
         self.evidence.look(self.holders(), self.job.pipeline.stages)
+        for process in self.live():
+            if self.network.corrupts(process.node):  # a fault that lasts until so much was said
+                self.disturbed_at = self.evidence.calm_since[process.node] = virtual_now()
         broken = tuple(f"{found} (at {virtual_now():.1f} s)" for check in CHECKERS for found in check(self))
         self.evidence.touched.clear()
         return broken

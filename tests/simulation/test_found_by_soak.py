@@ -197,6 +197,12 @@ def test_who_took_a_stage_over_for_the_slot_that_survivors_finish_keeps_it() -> 
     assert play_seed(172, SoakOptions())["finished"]
 
 
+def test_two_that_buried_each_other_are_not_kept_apart_by_those_who_are_really_dead() -> None:
+    """Seed 396: of three that each held to be dead, one at a time was called, and most often another."""
+    found = play_seed(396, SoakOptions())
+    assert not found["broken"], found["broken"]
+
+
 def test_a_life_outranks_whatever_the_last_one_refuted(tmp_path: Path) -> None:
     """Seed 16: it came back with an incarnation that it had refuted with, and was not believed for good."""
     last = next_incarnation(tmp_path)

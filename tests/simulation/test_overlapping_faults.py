@@ -74,3 +74,19 @@ def test_a_fault_waits_for_somebody_to_hit_and_what_never_happened_is_told() -> 
     assert hit.time >= played.of("placed")[0].time > 0.5
     assert played.of("fault", what="restart ended")[0].time == pytest.approx(hit.time + 3)
     assert played.outcome.missed == ("restart of holder:7 met nobody alive",)
+
+
+def test_who_still_sends_damaged_messages_has_not_been_left_alone() -> None:
+    """Soak seed 396: of 33 messages it had sent a few, and was held to be buried without a cause."""
+    calm: list[tuple[float, float]] = []
+
+    async def look(world: World) -> None:
+        await asyncio.sleep(30.5)
+        calm.append((world.quiet_s(), world.evidence.calm_s(world.nodes[0].node, 30.5)))
+
+    broken = '[[fault]]\nat_s = 2\nkind = "corrupt"\nnode = "node:0"\nmessages = {}\n'
+    for messages in (1, 1_000_000):
+        play(JOB, script(broken.format(messages)), until_s=31, model=TINY, meddle=look, flops_per_s=1e5)
+    (quiet, alone), (never_quiet, never_alone) = calm
+    assert min(quiet, alone) > 20
+    assert max(never_quiet, never_alone) <= 1
