@@ -58,6 +58,9 @@ class LinkLimits:
         fast old ones are forgotten.
     cut_off_s: how long a peer stays cut off, whatever else is heard of it. Longer spares us more
         of its nonsense; shorter brings a peer back sooner that was only damaged on the way.
+    redial_s: how long a lost peer is dialled again and again. Longer meets it at once after a
+        longer outage; shorter spares the network of a swarm that many have left.
+    redial_turn_s: how long it is dialled after that whenever there is something to say to it.
     """
 
     segment_bytes: int = 1 << 20
@@ -71,6 +74,8 @@ class LinkLimits:
     errors_max: int = 64
     errors_forgiven_per_s: float = 1.0
     cut_off_s: float = 600.0
+    redial_s: float = 600.0
+    redial_turn_s: float = 10.0
 
     def __post_init__(self) -> None:
         if not 0 < 4 * self.segment_bytes <= self.window_bytes:

@@ -106,6 +106,7 @@ class ZmqLink:
         outbound.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
         self._shared = Shared(
             me=me,
+            now=self._loop.time,
             context=outbound,
             keys=keys,
             schema=schema,
@@ -270,9 +271,10 @@ class ZmqLink:
         self.stats.dropped_unauthorised += 1
 
     def _sweep(self) -> None:
-        """Give up what stands still, unless it is us who do not read."""
-        if not self._inbox.is_full:
-            for peer in self._peers.values():
+        """Give up what stands still, unless it is us who do not read; and who is away for long."""
+        for peer in self._peers.values():
+            peer.rest()
+            if not self._inbox.is_full:
                 peer.inlet.sweep()
         self._sweeping = self._loop.call_later(self._limits.stall_s / STALL_SWEEPS, self._sweep)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,9 +22,10 @@ from transport.zmq_socket import Context, CurveKeys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What all peers of a link have in common. context: of the outgoing sockets."""
+    """What all peers of a link have in common. context: of the outgoing sockets. now: monotonic."""
 
     me: NodeId
+    now: Callable[[], float]
     context: Context
     keys: CurveKeys
     schema: Schema
@@ -60,6 +61,7 @@ class Peer:
         self._shared = shared
         self._exchange = exchange
         self._is_lost = False
+        self._is_up, self._down_at, self._said_at = False, shared.now(), shared.now()
         limits, stats = shared.limits, shared.stats
         self._dialers: dict[Lane, Dialer] = {
             "control": Dialer("control", Outbox(limits, None), stats, self, watches=True),
@@ -73,6 +75,7 @@ class Peer:
 
     def send(self, message: Message) -> bool:
         """Queue a message; False if it is too large, or there is no room or no address to dial."""
+        self._said_at = self._shared.now()
         lane = message.body.lane
         check_buffers(message.body, message.buffers)
         try:
@@ -121,6 +124,15 @@ class Peer:
             if len(dialer.outbox):
                 dialer.service()
 
+    def rest(self) -> None:
+        """Dial no more who has been away for long, until there is something to say to it again."""
+        now, limits = self._shared.now(), self._shared.limits
+        away = not self._is_up and now > self._down_at + limits.redial_s
+        if away and now > self._said_at + limits.redial_turn_s:
+            self.hang_up()
+            for dialer in self._dialers.values():
+                dialer.outbox.clear()
+
     def hang_up(self, linger_ms: int = 0) -> None:
         """Close both lanes. With no time to linger, what waits is dropped."""
         for dialer in self._dialers.values():
@@ -128,6 +140,9 @@ class Peer:
 
     def reached(self, up: bool) -> None:
         """The control connection stands or fell."""
+        if self._is_up and not up:
+            self._down_at = self._shared.now()
+        self._is_up = up
         was_lost, self._is_lost = self._is_lost, not up
         if self._is_lost and not was_lost:
             self._exchange.lost(self)
@@ -147,6 +162,7 @@ class Peer:
 
     def _redial(self) -> None:
         self.hang_up()
+        self._is_up, self._down_at = False, self._shared.now()
         for lane, dialer in self._dialers.items():
             if len(dialer.outbox):
                 self.dial(lane)

@@ -277,6 +277,55 @@ async def test_a_peer_that_was_never_there_is_reported_once() -> None:
         await ann.close()
 
 
+async def until_at_rest(ann: ZmqLink) -> None:
+    async with asyncio.timeout(20):
+        while any(dialer.is_dialled for dialer in ann._peers[BOB]._dialers.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_who_is_away_for_long_is_dialled_only_when_there_is_something_to_say() -> None:
+    brief = LinkLimits(stall_s=0.1, redial_s=0.3, redial_turn_s=0.2)
+    ann, bob = await open_link(ANN, limits=brief), await open_link(BOB)
+    try:
+        ann.know(BOB, bob.endpoint)
+        bob.know(ANN, ann.endpoint)
+        assert ann.send(BOB, Message(Note(number=1)))
+        assert await number_of(bob) == 1
+        await bob.close()
+        assert await next_event(ann, Closed) == Closed(BOB)
+        await until_at_rest(ann)
+        assert ann.send(BOB, cargo(2, b"to nobody"))
+        await until_at_rest(ann)
+        assert not ann._peers[BOB].waiting
+        bob = await open_link(BOB, port=int(bob.endpoint.address.rsplit(":", 1)[1]))
+        bob.know(ANN, ann.endpoint)
+        assert ann.send(BOB, cargo(3, b"you are back"))
+        assert await number_of(bob) == 3
+        assert ann.send(BOB, Message(Note(number=4)))
+        assert await number_of(bob) == 4
+        assert bob.send(ANN, Message(Note(number=5)))
+        assert await number_of(ann) == 5
+        assert ann.poll() is None, "one loss is told once"
+    finally:
+        await ann.close()
+        await bob.close()
+
+
+async def test_a_peer_that_never_lets_us_in_is_left_alone_too() -> None:
+    brief = LinkLimits(stall_s=0.1, redial_s=0.3, redial_turn_s=0.2)
+    ann, bob = await open_link(ANN, limits=brief), await open_link(BOB)
+    try:
+        ann.know(BOB, bob.endpoint)
+        assert ann.send(BOB, Message(Note(number=1)))
+        await until_at_rest(ann)
+        bob.know(ANN, ann.endpoint)
+        assert ann.send(BOB, Message(Note(number=2)))
+        assert await number_of(bob) == 2
+    finally:
+        await ann.close()
+        await bob.close()
+
+
 async def test_closing_does_not_wait_for_the_dead() -> None:
     ann, gone = await open_link(ANN), await open_link(BOB)
     await gone.close()
