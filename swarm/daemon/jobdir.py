@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, RootModel
 
 from swarm.daemon.addresses import check_dialable
 from swarm.daemon.admission import Authority, Ledger
+from swarm.daemon.joining import MEMBERSHIP_FILE
 from swarm.daemon.options import UserError
 from swarm.events import wall_time
 from swarm.gossip.messages import REVOKED_MAX
@@ -146,6 +147,8 @@ def init_job(
     """
     if any((directory / name).exists() for name in ("job.toml", "keys.json")):
         raise UserError(f"{directory} already holds a job: choose another directory")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty: a job needs a directory of its own")
     check_dialable(host)
     root, run = SigningKey.create(rng), SigningKey.create(rng)
     grant = sign_grant(root, _grant_of(job, run, wall_time()))
@@ -164,6 +167,8 @@ def init_job(
 
 def open_job(directory: Path) -> JobDir:
     """Read a job directory. Raises UserError if there is none, it is damaged, or the job was edited."""
+    if (directory / MEMBERSHIP_FILE).exists():
+        raise UserError(f"{directory} is a node's: name the directory of the job, beside its coordinator")
     if not (directory / "keys.json").exists():
         raise UserError(f"{directory} holds no job: make one with `farflung coordinator init {directory}`")
     keys = _read(_KeysFile, directory / "keys.json")

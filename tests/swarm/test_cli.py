@@ -87,6 +87,27 @@ def test_an_option_out_of_range_is_one_sentence(tmp_path: Path) -> None:
     assert "pipeline.nodes" in sentence("coordinator", "init", str(tmp_path / "run"), "--nodes", "0")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("node", "--threads", "0"), "'--threads'"),
+        (("bench", "speed"), "No such command 'speed'"),
+    ],
+)
+def test_a_mistyped_command_is_one_sentence(arguments: tuple[str, ...], reason: str) -> None:
+    assert reason in sentence(*arguments)
+
+
+def test_a_command_that_breaks_its_promise_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    from swarm.daemon import coordinator
+
+    monkeypatch.setattr(coordinator, "run_coordinator", lambda options: 7)
+    monkeypatch.setattr(sys, "argv", ["farflung", "coordinator", "run", "run1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 7
+
+
 def test_inviting_to_no_job_is_one_sentence(tmp_path: Path) -> None:
     assert "holds no job" in sentence("invite", str(tmp_path))
 
@@ -98,6 +119,14 @@ def test_revoking_nobody_is_one_sentence(tmp_path: Path) -> None:
 def test_text_that_is_not_there_is_one_sentence_and_makes_no_job(tmp_path: Path) -> None:
     missing, directory = tmp_path / "nowhere.txt", tmp_path / "run"
     assert str(missing) in sentence("coordinator", "init", str(directory), "--data", str(missing))
+    assert not directory.exists()
+
+
+def test_text_too_short_to_train_on_is_told_when_the_job_is_made(tmp_path: Path) -> None:
+    text, directory = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("to be or not to be")
+    told = sentence("coordinator", "init", str(directory), "--data", str(text))
+    assert "too few for windows of 256" in told
     assert not directory.exists()
 
 

@@ -110,6 +110,19 @@ def test_a_host_that_does_not_resolve_is_refused_before_anything_is_written(
     assert not (tmp_path / "job").exists()
 
 
+def test_a_directory_that_holds_something_else_gets_no_job(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="is not empty: a job needs a directory of its own"):
+        init_job(tmp_path, job=JOB, host="127.0.0.1", lobby_port=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_invitation_to_the_directory_of_a_node_says_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_bytes(b"")
+    with pytest.raises(UserError, match="is a node's: name the directory of the job"):
+        make_invitation(tmp_path)
+
+
 def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to"):
