@@ -207,10 +207,13 @@ def export(
 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already: name a new directory for the model")
-    iteration = export_run(run, directory)
+    found = export_run(run, directory)
+    for sentence in found.passed_over:
+        print(sentence, file=sys.stderr)
     if as_json:
-        return print_json({"iteration": iteration, "checkpoint": str(directory)})
-    print(f"iteration {iteration} is in {directory}")
+        told = {"iteration": found.iteration, "checkpoint": str(directory)}
+        return print_json({**told, "passed_over": list(found.passed_over)})
+    print(f"iteration {found.iteration} is in {directory}")
 
 
 def main() -> None:

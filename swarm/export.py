@@ -82,5 +82,8 @@ def _place_json(path: Path, value: dict[str, Any]) -> None:
 
 def _place(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
+    part.touch()
+    mode = part.stat().st_mode
     write(part)
+    part.chmod(mode)  # some writers make their own file, for its owner alone
     os.replace(part, path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from recovery.checkpoint import Assembly, assemble, read_checkpoint
+from recovery.checkpoint import Assembly, Refused, assemble, read_checkpoint
 from swarm.daemon.options import UserError
 from swarm.evaluate import validation_loss
 from swarm.export import export_checkpoint
@@ -18,12 +19,16 @@ from swarm.pipeline.model import ModelConfig, Parameters, init_parameters, prese
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """A whole model by its Hugging Face names, of one iteration of one cell."""
+    """A whole model by its Hugging Face names, of one iteration of one cell.
+
+    passed_over: newer iterations of which something was saved, a sentence each.
+    """
 
     job: Job
     config: ModelConfig
     iteration: int
     parameters: Parameters
+    passed_over: tuple[str, ...] = ()
 
 
 def gather(run: Path) -> Harvest:
@@ -35,7 +40,23 @@ def gather(run: Path) -> Harvest:
         why = f"; {len(refused)} were refused, the first: {refused[0].reason}" if refused else ""
         raise UserError(f"below {run} there is no iteration of which every stage was saved{why}")
     config = preset(job.model.preset, load_corpus(job.data).vocab)
-    return Harvest(job, config, assembly.iteration, _parameters(config, job.pipeline.stages, assembly))
+    parameters = _parameters(config, job.pipeline.stages, assembly)
+    passed_over = _passed_over(roots, assembly.iteration, refused)
+    return Harvest(job, config, assembly.iteration, parameters, passed_over)
+
+
+def _passed_over(roots: list[Path], iteration: int, refused: tuple[Refused, ...]) -> tuple[str, ...]:
+    """Why nothing newer than this iteration was taken: what is wrong with it, or that it is not all there."""
+    saved = (path for root in roots for path in root.glob("stage-*/iter-*") if path.is_dir())
+    newer = {found for path in saved if (found := _iteration(path)) > iteration}
+    wrong = {_iteration(each.path): each.reason for each in reversed(refused)}
+    lacking = "not every stage of one cell was saved"
+    return tuple(f"passed over iteration {n}: {wrong.get(n, lacking)}" for n in sorted(newer, reverse=True))
+
+
+def _iteration(path: Path) -> int:
+    named = re.match(r"iter-(\d{1,15})(?!\d)", path.name)
+    return int(named[1]) if named else -1
 
 
 def find_job(run: Path) -> Job:
@@ -56,11 +77,11 @@ def _parameters(config: ModelConfig, stages: int, assembly: Assembly) -> dict[st
     return whole
 
 
-def export_run(run: Path, directory: Path) -> int:
-    """Write the newest complete model below `run` as a Hugging Face directory. Its iteration."""
+def export_run(run: Path, directory: Path) -> Harvest:
+    """Write the newest complete model below `run` as a Hugging Face directory, and say what it is."""
     found = gather(run)
     export_checkpoint(found.parameters, found.config, directory, found.job.data.tokenizer)
-    return found.iteration
+    return found
 
 
 def validation_losses(run: Path) -> tuple[float, float]:

@@ -77,7 +77,12 @@ def plan_kills(kill: Kill, iterations: int) -> list[tuple[int, str]]:
 
 
 def run_demo(options: DemoOptions) -> dict[str, Any]:
-    """Run the demo and return its summary, the fields of `farflung demo --json`."""
+    """Run the demo and return its summary, the fields of `farflung demo --json`.
+
+    Raises UserError if the only node would be killed: nobody were left who knows the model.
+    """
+    if options.nodes == 1 and options.kill in ("node", "both"):
+        raise UserError("the only node is not killed: give --kill none or coordinator, or more --nodes")
     out = options.out or next_directory()
     screen = Screen(options.iterations)
     started = time.monotonic()
@@ -105,6 +110,8 @@ def screen_on(screen: Screen, *, quiet: bool) -> Iterator[Live | None]:
         return
     with Live(console=screen.console, auto_refresh=False) as live:
         yield live
+    if not screen.console.is_terminal:
+        screen.console.line()  # the table's last line has no end in a file
 
 
 async def _train(
@@ -163,10 +170,10 @@ def _summarize(swarm: RealSwarm, tally: Tally) -> dict[str, Any]:
     from swarm.daemon.harvest import export_run, validation_losses
 
     checkpoint = swarm.directory / "model"
-    export_run(swarm.directory, checkpoint)
+    model = export_run(swarm.directory, checkpoint)
     first, last = validation_losses(swarm.directory)
     return {
-        "iterations": tally.iteration,
+        "iterations": model.iteration,
         "loss_first": first,
         "loss_last": last,
         "tokens_per_s": round(tally.tokens_per_s(), 1),

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,20 @@ def test_stages_of_several_nodes_become_one_model(run: tuple[Path, dict[str, tor
 def test_an_iteration_that_lacks_a_stage_is_passed_over(run: tuple[Path, dict[str, torch.Tensor]]) -> None:
     file = next(run[0].rglob("stage-1/iter-000002-*/*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1])
-    assert gather(run[0]).iteration == 1
+    found = gather(run[0])
+    assert found.iteration == 1
+    assert len(found.passed_over) == 1
+    assert "passed over iteration 2: " in found.passed_over[0]
+    assert "does not match its hash" in found.passed_over[0]
+
+
+def test_an_iteration_of_which_a_stage_was_never_saved_is_named(
+    run: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    assert gather(run[0]).passed_over == ()
+    shutil.rmtree(next(run[0].rglob("stage-1/iter-000002-*")))
+    told = gather(run[0]).passed_over
+    assert told == ("passed over iteration 2: not every stage of one cell was saved",)
 
 
 def test_a_manifest_that_nests_too_deeply_is_passed_over(run: tuple[Path, dict[str, torch.Tensor]]) -> None:
@@ -53,8 +67,9 @@ def test_a_manifest_that_nests_too_deeply_is_passed_over(run: tuple[Path, dict[s
 def test_a_run_becomes_a_hugging_face_directory(
     run: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    assert export_run(run[0], tmp_path / "model") == 2
-    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "model").iterdir()}
+    assert export_run(run[0], tmp_path / "model").iteration == 2
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert modes["config.json"] == modes["model.safetensors"] == modes["tokenizer.json"]
 
 
 def test_the_first_loss_is_that_of_the_untrained_model(run: tuple[Path, dict[str, torch.Tensor]]) -> None:

@@ -10,7 +10,16 @@ from rich.console import Console
 
 from swarm.daemon.options import UserError
 from swarm.lab.bench import memory_of
-from swarm.lab.demo import Watch, choose_victim, is_over, next_directory, plan_kills
+from swarm.lab.demo import (
+    DemoOptions,
+    Watch,
+    choose_victim,
+    is_over,
+    next_directory,
+    plan_kills,
+    run_demo,
+    screen_on,
+)
 from swarm.lab.processes import Child
 from swarm.lab.recipes import demo_job
 from swarm.lab.screen import Screen
@@ -44,6 +53,23 @@ def test_a_kill_is_due_once_its_iteration_is_behind_every_cell() -> None:
     watch.tally.add([{"event": "committed", "cell": "c0", "iteration": 2}])
     assert watch.next_kill() == "node"
     assert watch.next_kill() is None
+
+
+@pytest.mark.parametrize("kill", ["node", "both"])
+def test_the_only_node_is_not_killed_and_nothing_is_begun(tmp_path: Path, kill: Any) -> None:
+    with pytest.raises(UserError, match="give --kill none or coordinator, or more --nodes"):
+        run_demo(DemoOptions(nodes=1, iterations=3, kill=kill, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_in_a_file_the_last_words_begin_a_line_of_their_own() -> None:
+    screen = Screen(60, Console(file=io.StringIO(), width=80))
+    with screen_on(screen, quiet=False) as live:
+        assert live is not None
+        live.update("the table")
+    screen.console.print("the last words")
+    assert isinstance(screen.console.file, io.StringIO)
+    assert screen.console.file.getvalue() == "the table\nthe last words\n"
 
 
 def test_the_victim_holds_a_body_stage_where_one_does() -> None:
