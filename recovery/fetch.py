@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from recovery.snapshot import (
     HASH_BYTES,
@@ -25,6 +25,7 @@ from recovery.snapshot import (
     layout,
     state_digest,
 )
+from recovery.source import Source
 from transport.machine import Effect, NodeId, Send
 from transport.patience import Patience
 from transport.wire import Message, TensorSpec
@@ -34,9 +35,12 @@ from transport.wire import Message, TensorSpec
 class FetchOptions:
     """How a taker fetches.
 
+    at_once: states on their way here at the same time; others wait for their turn. Fewer than a donor
+        lets one peer wait for, so that what a node may fetch does not depend on how many stages it holds.
     donors_max: donors that serve at the same time. More is faster, costs each a snapshot.
     window: chunks on their way from one donor. More fills long fat links, costs its queue.
-    manifest_wait_s: how long a donor may take to answer `Want`; it may have to reach a commit.
+    manifest_wait_s: how long a donor may take to answer `Want`; it may have to reach a commit. One
+        that says that others are before us may take as long as it goes on saying so.
     first_wait_s: patience between chunks until enough of them were measured.
     floor_s: the least patience afterwards; else it follows from the gaps measured.
     strikes_max: silences in a row, each twice as long as the last, before a donor is dropped.
@@ -44,6 +48,7 @@ class FetchOptions:
         tensors has its own.
     """
 
+    at_once: int = 3
     donors_max: int = 3
     window: int = 4
     manifest_wait_s: float = 15.0
@@ -90,21 +95,6 @@ class DonorDropped(Effect):
     hostile: bool
 
 
-@dataclass(slots=True)
-class _Donor:
-    """What a taker knows of a donor. `owed` are the chunks asked of it, oldest first."""
-
-    peer: NodeId
-    patience: Patience
-    state: Literal["unasked", "asked", "serving", "spare", "dropped"] = "unasked"
-    owed: dict[int, None] = field(default_factory=dict)
-    heard_at: float = 0.0
-    strikes: int = 0
-    wants: int = 0
-    sent: int = 0
-    reason: str = "was not asked"
-
-
 class Fetch:
     """One state on its way here. `done` once `Fetched` or `FetchFailed` was returned."""
 
@@ -119,12 +109,12 @@ class Fetch:
     ) -> None:
         """expected: what the state must be made of; nothing else is allocated for, ever."""
         self.name = name
-        self.done = False
+        self.started = self.done = False
         self._options = options
         self._expected = tuple(sorted(expected, key=lambda spec: spec.name))
         self._slot = slot
         self._started_at = now
-        self._donors = {peer: _Donor(peer, self._patience()) for peer in dict.fromkeys(donors)}
+        self._donors = {peer: Source(peer, self._patience()) for peer in dict.fromkeys(donors)}
         self._manifest: Manifest | None = None
         self._hashes = memoryview(b"")
         self._block = options.block(0)
@@ -138,12 +128,13 @@ class Fetch:
 
     def start(self, now: float) -> list[Effect]:
         """Ask the first donors."""
+        self.started, self._started_at = True, now
         return self._advance(now)
 
     def on_manifest(self, peer: NodeId, body: Manifest, hashes: memoryview, now: float) -> list[Effect]:
         """A donor said what it has: adopt it, take it as a second source, or keep it in reserve."""
         donor = self._donors.get(peer)
-        if donor is None or donor.state != "asked":
+        if donor is None or donor.state not in ("asked", "queued"):
             return []
         wrong = self._wrong_with(body, hashes)
         if wrong:
@@ -157,7 +148,7 @@ class Fetch:
         """A donor cannot serve, or no longer has this snapshot and may have a newer one."""
         donor = self._donors.get(peer)
         # Several requests may be answered so: only the first refusal of chunks says anything new.
-        if donor is None or donor.state != ("serving" if body.digest else "asked"):
+        if donor is None or donor.state not in (("serving",) if body.digest else ("asked", "queued")):
             return []
         if donor.state == "serving":
             self._take_back(donor)
@@ -167,6 +158,14 @@ class Fetch:
             donor.state = "spare"
         else:
             return [*self._drop(donor, body.reason, hostile=False), *self._advance(now)]
+        return self._advance(now)
+
+    def on_queued(self, peer: NodeId, now: float) -> list[Effect]:
+        """A donor serves others first: it is waited for, and whoever comes after it is asked meanwhile."""
+        donor = self._donors.get(peer)
+        if donor is None or donor.state not in ("asked", "queued"):
+            return []
+        donor.state, donor.heard_at = "queued", now
         return self._advance(now)
 
     def on_chunk(self, peer: NodeId, index: int, data: memoryview, now: float) -> list[Effect]:
@@ -194,7 +193,7 @@ class Fetch:
         effects: list[Effect] = []
         for donor in late:
             donor.strikes += 1
-            if donor.state == "asked" or donor.strikes > self._options.strikes_max:
+            if donor.state in ("asked", "queued") or donor.strikes > self._options.strikes_max:
                 effects += self._drop(donor, "did not answer in time", hostile=False)
             else:
                 self._take_back(donor)
@@ -205,8 +204,8 @@ class Fetch:
         dues = [due for donor in self._donors.values() if (due := self._due(donor)) is not None]
         return min(dues, default=None)
 
-    def _due(self, donor: _Donor) -> float | None:
-        if donor.state == "asked":
+    def _due(self, donor: Source) -> float | None:
+        if donor.state in ("asked", "queued"):
             return donor.heard_at + self._options.manifest_wait_s
         if donor.state == "serving" and donor.owed:
             return donor.heard_at + donor.patience.limit_s() * (1 << donor.strikes)
@@ -238,7 +237,7 @@ class Fetch:
         self._block.put(index * self._manifest.chunk_bytes, data)
         self._missing.discard(index)
 
-    def _credit(self, donor: _Donor, index: int, now: float) -> None:
+    def _credit(self, donor: Source, index: int, now: float) -> None:
         """Note the donor's pace; what it owed before this chunk got lost, since lanes keep order."""
         donor.patience.add(now - donor.heard_at)
         donor.heard_at, donor.strikes = now, 0
@@ -251,25 +250,25 @@ class Fetch:
                 break
             self._pending.appendleft(owed)
 
-    def _take_back(self, donor: _Donor) -> None:
+    def _take_back(self, donor: Source) -> None:
         self._pending.extendleft(reversed(donor.owed))
         donor.owed.clear()
 
-    def _drop(self, donor: _Donor, reason: str, *, hostile: bool) -> list[Effect]:
+    def _drop(self, donor: Source, reason: str, *, hostile: bool) -> list[Effect]:
         self._take_back(donor)
         donor.state, donor.reason = "dropped", reason
         return [DonorDropped(self.name, donor.peer, reason, hostile)]
 
     def _advance(self, now: float) -> list[Effect]:
         """What follows from where things stand: finish, ask donors, ask for chunks, or give up."""
-        if self.done:
+        if self.done or not self.started:
             return []
         if self._manifest is not None and not self._missing:
             return self._finish(self._manifest, now)
-        if self._manifest is not None and not self._in_state("asked", "serving", "unasked"):
+        if self._manifest is not None and not self._in_state("asked", "queued", "serving", "unasked"):
             self._start_over()
         effects = [*self._ask_donors(now), *self._ask_chunks(now)]
-        return effects if self._in_state("asked", "serving") else [*effects, *self._fail()]
+        return effects if self._in_state("asked", "queued", "serving") else [*effects, *self._fail()]
 
     def _start_over(self) -> None:
         """Nobody has the adopted state any more; those in reserve, or not yet asked, have another."""
@@ -311,7 +310,7 @@ class Fetch:
             self._pending.popleft()
         return self._pending[0] if self._pending else None
 
-    def _get(self, donor: _Donor) -> Effect:
+    def _get(self, donor: Source) -> Effect:
         """Ask for the next pending chunk and those that follow it directly."""
         first = last = self._pending.popleft()
         donor.owed[first] = None
@@ -339,5 +338,5 @@ class Fetch:
     def _patience(self) -> Patience:
         return Patience(self._options.first_wait_s, self._options.floor_s)
 
-    def _in_state(self, *states: str) -> list[_Donor]:
+    def _in_state(self, *states: str) -> list[Source]:
         return [donor for donor in self._donors.values() if donor.state in states]

@@ -71,6 +71,14 @@ class NotHere(Body):
     reason: Annotated[str, Field(max_length=200)]
 
 
+class Queued(Body):
+    """Donor -> taker: I have not forgotten that you want `name`; it is not your turn yet."""
+
+    kind: ClassVar[str] = "queued"
+
+    name: StateName
+
+
 class Get(Body):
     """Taker -> donor: send chunks first, first + 1, ... of this state."""
 

@@ -2,7 +2,7 @@
 
     taker                          donor
       | -- Want(name, slot) ------>  |   takes a snapshot if it has none (`NeedSnapshot`)
-      | <----- Manifest, hashes ---  |   or NotHere(reason)
+      | <----- Manifest, hashes ---  |   or NotHere(reason); Queued until it is the taker's turn
       | -- Get(digest, 4 chunks) ->  |
       | <------ Chunk ... Chunk ---  |   every chunk is checked as it comes
 
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 from recovery.donor import Donor, DonorLimits
 from recovery.fetch import Fetch, FetchOptions
-from recovery.snapshot import Chunk, Get, Manifest, NotHere, Snapshot, Want
+from recovery.snapshot import Chunk, Get, Manifest, NotHere, Queued, Snapshot, Want
 from transport.machine import Effect, NodeId
 from transport.wire import Body, Message, TensorSpec
 
-TRANSFER_KINDS: tuple[type[Body], ...] = (Want, Manifest, NotHere, Get, Chunk)
+TRANSFER_KINDS: tuple[type[Body], ...] = (Want, Queued, Manifest, NotHere, Get, Chunk)
 """Spoken on the work link."""
 
 
@@ -51,10 +51,11 @@ class Transfer:
 
         donors are asked in order. expected (`snapshot.describe`) is what it must be made of.
         With `slot`, only the state at exactly that slot will do. Fetching a name that is
-        already on its way starts it again from nothing.
+        already on its way starts it again from nothing. Only so many come at once; the others
+        begin in the order in which they were asked for.
         """
         self._fetches[name] = Fetch(name, donors, expected, slot, self._options, now)
-        return self._settled(self._fetches[name].start(now))
+        return self._settled([], now)
 
     def cancel(self, name: str) -> None:
         """Stop fetching; what has come is forgotten."""
@@ -64,9 +65,9 @@ class Transfer:
         """Serve a snapshot from now on: the answer to `NeedSnapshot`."""
         return self._donor.provide(snapshot, now)
 
-    def decline(self, name: str, slot: int | None, reason: str) -> list[Effect]:
+    def decline(self, name: str, slot: int | None, reason: str, now: float) -> list[Effect]:
         """The other answer to `NeedSnapshot`: this state cannot be had here."""
-        return self._donor.decline(name, slot, reason)
+        return self._donor.decline(name, slot, reason, now)
 
     def is_waited_for(self, name: str, slot: int | None) -> bool:
         """Whether a `NeedSnapshot` of this name and slot still serves anybody; if not, drop it."""
@@ -74,8 +75,8 @@ class Transfer:
 
     def lose(self, peer: NodeId, now: float) -> list[Effect]:
         """A peer died: fetch from others at once instead of waiting out the silence."""
-        self._donor.lose(peer)
-        return self._settled([e for fetch in list(self._fetches.values()) for e in fetch.lose(peer, now)])
+        taking = [e for fetch in list(self._fetches.values()) for e in fetch.lose(peer, now)]
+        return [*self._donor.lose(peer, now), *self._settled(taking, now)]
 
     def handle(self, peer: NodeId, message: Message, now: float) -> list[Effect]:
         """Take in one message. Whatever fits nothing is counted in `dropped`."""
@@ -85,15 +86,17 @@ class Transfer:
             case Get() as get:
                 return self._donor.on_get(peer, get, now)
             case body:
-                return self._settled(self._take(peer, body, message, now))
+                return self._settled(self._take(peer, body, message, now), now)
 
     def tick(self, now: float) -> list[Effect]:
         """Let snapshots expire and silences end."""
         taking = [effect for fetch in list(self._fetches.values()) for effect in fetch.tick(now)]
-        return [*self._donor.tick(now), *self._settled(taking)]
+        return [*self._donor.tick(now), *self._settled(taking, now)]
 
     def deadline(self) -> float | None:
-        """The next expiry or the end of the next silence."""
+        """The next expiry or the end of the next silence; at once if a fetch may begin."""
+        if self._next() is not None:
+            return 0.0
         dues = [self._donor.deadline(), *(fetch.deadline() for fetch in self._fetches.values())]
         return min((due for due in dues if due is not None), default=None)
 
@@ -101,6 +104,8 @@ class Transfer:
         fetch = self._concerned(body)
         if fetch is not None:
             match body:
+                case Queued():
+                    return fetch.on_queued(peer, now)
                 case NotHere():
                     return fetch.on_not_here(peer, body, now)
                 case Manifest() if (hashes := _only_buffer(message)) is not None:
@@ -112,16 +117,25 @@ class Transfer:
 
     def _concerned(self, body: Body) -> Fetch | None:
         """The fetch that a donor's message is about."""
-        if isinstance(body, Manifest) or (isinstance(body, NotHere) and not body.digest):
+        if isinstance(body, Manifest | Queued) or (isinstance(body, NotHere) and not body.digest):
             return self._fetches.get(body.name)
         if isinstance(body, Chunk | NotHere):
             return next((f for f in self._fetches.values() if f.digest == body.digest), None)
         return None
 
-    def _settled(self, effects: list[Effect]) -> list[Effect]:
-        """Forget the fetches that ended; their last effect tells the caller."""
+    def _settled(self, effects: list[Effect], now: float) -> list[Effect]:
+        """Forget the fetches that ended, whose last effect tells the caller, and begin the next."""
         self._fetches = {name: fetch for name, fetch in self._fetches.items() if not fetch.done}
+        while (fetch := self._next()) is not None:
+            effects = [*effects, *fetch.start(now)]
+            self._fetches = {name: fetch for name, fetch in self._fetches.items() if not fetch.done}
         return effects
+
+    def _next(self) -> Fetch | None:
+        """The fetch that may begin now, if any."""
+        if sum(fetch.started for fetch in self._fetches.values()) >= self._options.at_once:
+            return None
+        return next((fetch for fetch in self._fetches.values() if not fetch.started), None)
 
 
 def _only_buffer(message: Message) -> memoryview | None:

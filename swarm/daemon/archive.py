@@ -230,7 +230,7 @@ class ArchiveHalf:
                 read = partial(snapshot_for, need, None, self._directory, self._job.digest, self._matter)
                 found = await self._in_background(read)
                 if isinstance(found, str):
-                    self._perform(self._transfer.decline(need.name, need.slot, found))
+                    self._perform(self._transfer.decline(need.name, need.slot, found, self._now()))
                 elif found is not None:
                     self._perform(self._transfer.provide(found, self._now()))
 

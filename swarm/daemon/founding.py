@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from swarm.daemon.bridge import NoticeLearned
-from swarm.daemon.donating import checkpoint_name, disk_states
+from swarm.daemon.donating import disk_states
 from swarm.daemon.genesis import TOPIC, founding_of, read_genesis, solo_founding
 from swarm.daemon.restore import Restored
 from swarm.messages import CellRecord, Ready, Restore
@@ -27,9 +26,6 @@ MARK = "entered"
 """A file in the data directory with the version of the last genesis that this node took part in,
 or knew when it entered a cell: that one, and older ones, are not for it. A resume brings a newer."""
 RETRY_S = 3.0
-AT_ONCE = 2
-"""States of a founding on their way here at the same time, however many stages there are: fewer than a
-donor lets one peer wait for, and enough that one is read or announced while another travels."""
 
 
 class Founding:
@@ -40,7 +36,6 @@ class Founding:
         self._mark = half.setup.data_dir / MARK
         self._genesis: NoticeLearned | None = None
         self._founding: Signed | None = None
-        self._orders: deque[Restore] = deque()
         self._collected: tuple[Signed | None, dict[int, Stage]] = (None, {})
         self._retry_at = 0.0
         self.why = "the job has not begun: the coordinator waits for more nodes"
@@ -164,26 +159,19 @@ class Founding:
             for stage in stages
             if stage not in brought
         ]
-        here = [order for order in orders if checkpoint_name(order.stage, record.round) in local]
-        for order in here:
-            self._begin(order, now, local.get)
-        self._orders = deque(order for order in orders if order not in here)
         self._go_on(f"to enter cell {record.cell}", now)
+        for order in orders:
+            if self._founding == founding:  # else the one before ended it
+                half = self._half
+                begun = half.restoring.begin(half.setup.me, order, half.view, local.get, now)
+                half.perform_all(begun)
 
     def _brought(self, founding: Signed) -> dict[int, Stage]:
         """The stages that were got for this founding."""
         return self._collected[1] if self._collected[0] == founding else {}
 
-    def _begin(
-        self, order: Restore, now: float, local: Callable[[str], dict[str, Tensor] | None] = lambda _: None
-    ) -> None:
-        """Carry one order out, unless the one before ended the founding."""
-        half = self._half
-        if self._founding == order.decided:
-            half.perform_all(half.restoring.begin(half.setup.me, order, half.view, local, now))
-
     def _go_on(self, reason: str, now: float) -> None:
-        """Fetch the next stages, or enter the cell with the last."""
+        """Tell how far it is, or enter the cell with the last stage."""
         half, founding = self._half, self._founding
         if founding is None:
             return
@@ -192,8 +180,6 @@ class Founding:
         self.why = f"fetching stages to enter cell {record.cell}: {len(stages)} of {len(mine)} are here"
         if set(stages) == set(mine):
             self._enter(founding, stages, reason, now)
-        while self._orders and len(half.restoring.busy) < AT_ONCE and self._founding == founding:
-            self._begin(self._orders.popleft(), now)
 
     def failed(self, answer: Ready, now: float) -> None:
         """A state of the founding could not be had: try again a little later, for what is missing."""
@@ -211,7 +197,6 @@ class Founding:
     def _stop(self) -> None:
         """Nothing of a founding is fetched any more."""
         founding, self._founding = self._founding, None
-        self._orders.clear()
         if founding is not None:
             self._half.restoring.cancel(founding)
 

@@ -261,7 +261,7 @@ class TrainingHalf:
             if answer is None:
                 self._needs.append(need)
             elif isinstance(answer, str):
-                self.perform_all(self.transfer.decline(need.name, need.slot, answer))
+                self.perform_all(self.transfer.decline(need.name, need.slot, answer, self._now()))
             else:
                 self.perform_all(self.transfer.provide(answer, self._now()))
 

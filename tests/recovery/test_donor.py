@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from recovery.donor import DonorLimits, NeedSnapshot
-from recovery.snapshot import Chunk, Get, Manifest, NotHere, Want, take_snapshot
+from recovery.snapshot import Chunk, Get, Manifest, NotHere, Queued, Want, take_snapshot
 from recovery.transfer import Transfer
 from transport.machine import Send
 from transport.wire import Message
@@ -52,8 +52,8 @@ def test_snapshots_held_are_bounded_and_the_least_used_goes_first():
     assert [get(node, s, now=4.0) for s in (one, two, three)] == [Chunk, NotHere, Chunk]
 
 
-def get(node, snapshot, now):
-    (sent,) = node.handle("t", Message(Get(digest=snapshot.digest, first=0, count=1)), now)
+def get(node, snapshot, now, peer="t"):
+    (sent,) = node.handle(peer, Message(Get(digest=snapshot.digest, first=0, count=1)), now)
     return type(sent.message.body)
 
 
@@ -132,7 +132,7 @@ def test_what_is_said_of_one_slot_turns_nobody_away_who_named_another():
     node = Transfer()
     want(node, "honest", slot=5)
     want(node, "liar", slot=999)
-    (sent,) = node.decline("stage:0", 999, "it is at slot 4")
+    (sent,) = node.decline("stage:0", 999, "it is at slot 4", 0.0)
     assert sent.peer == "liar"
     assert node.is_waited_for("stage:0", 5)
 
@@ -168,3 +168,48 @@ def test_a_name_that_no_state_has_is_refused_at_the_door(name):
     """A digit that is no number would end whoever parses it."""
     with pytest.raises(ValidationError):
         Want(name=name)
+
+
+def test_a_snapshot_is_not_taken_from_under_those_who_draw_on_it():
+    node = Transfer(DonorLimits(snapshots_max=2))
+    for slot, name in enumerate(("stage:0", "stage:1")):
+        want(node, f"t{slot}", name=name)
+        node.provide(frozen(slot, name), 0.0)
+    assert kinds(want(node, "t2", name="stage:2")) == [("t2", Queued)]
+    assert get(node, frozen(0, "stage:0"), now=9.0, peer="t0") is Chunk
+    assert get(node, frozen(1, "stage:1"), now=9.0, peer="t1") is Chunk
+    assert kinds(node.tick(node.deadline())) == [("t2", Queued)]
+    assert not any(isinstance(effect, NeedSnapshot) for effect in node.tick(18.9))
+    assert NeedSnapshot("stage:2", None, "t2") in node.tick(19.0), "both were silent for ten seconds"
+
+
+def test_the_next_in_line_has_its_turn_as_soon_as_another_was_sent_everything():
+    node = Transfer(DonorLimits(snapshots_max=1))
+    want(node, "t0")
+    snapshot = frozen()
+    node.provide(snapshot, 0.0)
+    want(node, "t1", name="stage:1", now=0.1)
+    node.handle("t0", Message(Get(digest=snapshot.digest, first=0, count=16)), 0.2)
+    node.handle("t0", Message(Get(digest=snapshot.digest, first=16, count=16)), 0.3)
+    assert node.deadline() <= 0.3
+    assert node.tick(0.3) == [NeedSnapshot("stage:1", None, "t1")]
+
+
+def test_a_snapshot_that_cannot_be_had_makes_room_for_the_next_in_line():
+    node = Transfer(DonorLimits(snapshots_max=1))
+    want(node, "t0")
+    want(node, "t1", name="stage:1")
+    effects = node.decline("stage:0", None, "it is gone", 1.0)
+    assert kinds(effects[:1]) == [("t0", NotHere)]
+    assert effects[1:] == [NeedSnapshot("stage:1", None, "t1")]
+
+
+def test_one_peer_cannot_take_all_the_snapshots():
+    node = Transfer(DonorLimits(snapshots_max=3, snapshots_per_peer_max=2))
+    answers = [want(node, "greedy", name=f"stage:{i}") for i in range(3)]
+    assert [type(effect) for (effect,) in answers] == [NeedSnapshot, NeedSnapshot, Send]
+    assert want(node, "modest", name="stage:5") == [NeedSnapshot("stage:5", None, "modest")]
+
+
+def kinds(effects):
+    return [(effect.peer, type(effect.message.body)) for effect in effects]

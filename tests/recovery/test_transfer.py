@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recovery.donor import NeedSnapshot
+from recovery.donor import DonorLimits, NeedSnapshot
 from recovery.fetch import DonorDropped, Fetched, FetchFailed, FetchOptions
-from recovery.snapshot import Chunk, Get, Manifest, NotHere, Want, describe, take_snapshot, to_tensors
+from recovery.snapshot import Chunk, Get, Manifest, NotHere, Queued, Want, describe, take_snapshot, to_tensors
 from recovery.transfer import TRANSFER_KINDS, Transfer
 from transport.machine import Send
 from transport.wire import Message, Schema, TensorSpec, WireError, check_buffers
@@ -66,7 +66,7 @@ class Net:
         self.snapshots.append(node)
         slot, tensors = self.states[node]
         if need.slot not in (None, slot):
-            self.do(node, self.nodes[node].decline(need.name, need.slot, f"is at slot {slot}"))
+            self.do(node, self.nodes[node].decline(need.name, need.slot, f"is at slot {slot}", self.now))
             return
         snapshot = take_snapshot(need.name, slot, tensors, {"iteration": slot}, CHUNK)
         self.do(node, self.nodes[node].provide(snapshot, self.now))
@@ -411,3 +411,47 @@ def test_no_valid_message_in_any_order_breaks_a_node(received):
         message = Message(body, tuple(bytes(spec.nbytes) for spec in body.tensors))
         effects = [*node.tick(now), *node.handle(peer, over_the_wire(message), now)]
         assert not any(isinstance(effect, Fetched) for effect in effects)
+
+
+def test_a_donor_that_says_that_others_are_before_us_is_not_taken_for_dead():
+    taker = Transfer()
+    taker.fetch("stage:2", ["a"], describe(state()), 0.0)
+    for _ in range(20):
+        now = taker.deadline() - 1.0
+        assert taker.handle("a", Message(Queued(name="stage:2")), now) == []
+    assert now > 200.0
+    dropped, failed = taker.tick(taker.deadline())
+    assert isinstance(dropped, DonorDropped)
+    assert isinstance(failed, FetchFailed), "until it says nothing any more"
+
+
+def test_while_one_donor_lets_us_wait_the_next_is_asked():
+    taker = Transfer()
+    taker.fetch("stage:2", ["a", "b"], describe(state()), 0.0)
+    (asked,) = taker.handle("a", Message(Queued(name="stage:2")), 1.0)
+    assert (asked.peer, type(asked.message.body)) == ("b", Want)
+
+
+def test_only_so_many_states_come_at_once_and_the_others_in_their_turn():
+    taker = Transfer(options=FetchOptions(at_once=2))
+    wanted = [f"stage:{k}" for k in range(4)]
+    begun = [[e.message.body.name for e in taker.fetch(n, ["a"], describe(state()), 0.0)] for n in wanted]
+    assert begun == [["stage:0"], ["stage:1"], [], []]
+    assert taker.fetching == tuple(wanted)
+    effects = taker.handle("a", Message(NotHere(name="stage:1", reason="gone")), 1.0)
+    assert [e.message.body.name for e in effects if isinstance(e, Send)] == ["stage:2"]
+    taker.cancel("stage:0")
+    assert [e.message.body.name for e in taker.tick(max(1.0, taker.deadline()))] == ["stage:3"]
+
+
+def test_whose_donors_died_before_its_turn_fails_when_it_comes():
+    taker = Transfer(options=FetchOptions(at_once=1))
+    taker.fetch("stage:0", ["a"], describe(state()), 0.0)
+    taker.fetch("stage:1", ["b"], describe(state()), 0.0)
+    assert [type(effect) for effect in taker.lose("b", 1.0)] == [DonorDropped]
+    effects = taker.handle("a", Message(NotHere(name="stage:0", reason="gone")), 2.0)
+    assert [e.name for e in effects if isinstance(e, FetchFailed)] == ["stage:0", "stage:1"]
+
+
+def test_a_donor_lets_one_peer_wait_for_more_states_than_it_asks_for_at_once():
+    assert DonorLimits().waiting_per_peer_max > FetchOptions().at_once

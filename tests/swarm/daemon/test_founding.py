@@ -12,10 +12,8 @@ import pytest
 from cell_world import COORDINATOR, CellNode, Cells, corpus_of, run_cells, small_job
 
 from recovery.checkpoint import Meta, stage_directory, write_checkpoint
-from recovery.donor import DonorLimits
 from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf
 from swarm.daemon.bridges import MemoryBridge
-from swarm.daemon.founding import AT_ONCE
 from swarm.daemon.restore import Restored
 from swarm.job import Job
 from swarm.pipeline.computing import stage_size
@@ -24,10 +22,6 @@ from swarm.pipeline.stage import Stage
 
 STAGES = 7
 RESUMED = 4
-
-
-def test_a_founding_asks_a_donor_for_fewer_states_than_it_lets_one_peer_wait_for() -> None:
-    assert DonorLimits().waiting_per_peer_max > AT_ONCE
 
 
 def test_a_standby_copies_a_cell_of_seven_stages_that_goes_on_training(tmp_path: Path) -> None:
