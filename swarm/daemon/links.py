@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from swarm.daemon.addresses import WILDCARDS
 from swarm.events import Emit, Event, wall_time
 from transport.files import write_private
 from transport.identity import Identity
@@ -19,7 +20,6 @@ from transport.wire import Schema
 from transport.zmq_link import ZmqLink
 from transport.zmq_listen import CannotListen
 
-WILDCARDS = ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
 What = Literal["gossip", "work"]
 """The two links of a process."""
 

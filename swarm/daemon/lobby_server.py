@@ -11,6 +11,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
+from swarm.daemon.addresses import WILDCARDS
 from swarm.daemon.jobdir import JobDir
 from swarm.daemon.lobby import FROM_LOBBY, Admitted, Client, KeepLedger, Lobby, Refused, Reply
 from swarm.daemon.lobby_door import Door, listen
@@ -18,6 +19,7 @@ from swarm.daemon.revoking import RevokedList
 from swarm.events import Emit, Event, Noted, wall_time
 from transport.identity import curve_public
 from transport.machine import Effect
+from transport.resolving import resolved
 from transport.wire import Signed
 
 FRAME_BYTES_MAX = 65_536
@@ -41,7 +43,7 @@ async def serve_lobby(
     emit: Emit,
     admitted: Callable[[Admitted], None] = lambda _: None,
 ) -> None:
-    """Answer newcomers until cancelled. Raises UserError if the address cannot be listened on.
+    """Answer newcomers until cancelled. Raises UserError, or CannotResolve, if it cannot listen there.
 
     members: records of the current members, the coordinator's own first.
     admitted: told of every new member before its `Welcome` leaves, so that its CURVE key is
@@ -56,7 +58,7 @@ async def serve_lobby(
     try:
         doorman = context.socket(zmq.REP)
         doorman.bind("inproc://zeromq.zap.01")
-        listening = listen(host, port)
+        listening = listen(host if host in WILDCARDS else await resolved(host), port)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_admit_any_key(doorman))
             tasks.create_task(Door(open_room, desk.dropped).run(listening))

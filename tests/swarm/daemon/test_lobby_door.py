@@ -5,8 +5,16 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import pytest
+
+from swarm.daemon.jobdir import init_job, open_job
 from swarm.daemon.lobby_door import Door, DoorLimits, Room, listen
+from swarm.daemon.lobby_server import open_lobby, serve_lobby
+from swarm.daemon.options import UserError
+from swarm.daemon.revoking import RevokedList
+from swarm.job import Job
 
 LIMITS = DoorLimits(places=4, said_bytes_max=1000)
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -118,3 +126,21 @@ async def test_without_a_socket_left_a_connection_ends_and_the_door_stays_open()
         assert not await hears(await street.dial(), b"here")
         assert await hears(await street.dial(), b"here")
     assert street.told == ["no room for 127.0.0.1: too many open files"]
+
+
+async def test_a_lobby_that_listens_under_a_name_looks_it_up_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init_job(tmp_path, job=Job(), host="localhost", lobby_port=0)
+    job, told = open_job(tmp_path), list[tuple[str, int]]()
+
+    def no_listening(host: str, port: int) -> socket.socket:
+        told.append((host, port))
+        raise UserError("that is all")
+
+    monkeypatch.setattr("swarm.daemon.lobby_server.listen", no_listening)
+    revoked = RevokedList(job, lambda _: None)
+    for host in ("localhost", "0.0.0.0", "::1"):
+        with pytest.raises(UserError):
+            await serve_lobby(open_lobby(job), job, revoked, host, 4000, lambda: (), lambda _: None)
+    assert told == [("127.0.0.1", 4000), ("0.0.0.0", 4000), ("::1", 4000)]
