@@ -30,6 +30,7 @@ from swarm.daemon.options import UserError
 from swarm.events import wall_time
 from swarm.job import Job, JobError, parse_job
 from transport.addresses import host_and_port, tcp_address
+from transport.backoff import Backoff
 from transport.files import write_private
 from transport.identity import (
     CERTIFICATE_BYTES_MAX,
@@ -165,6 +166,7 @@ class _Newcomer:
         self, context: zmq.asyncio.Context, waiting: Callable[[str], None], rng: random.Random
     ) -> Welcome:
         """Try the addresses in turn, with jittered pauses that double up to 15 s."""
+        backoff = Backoff(WAIT_S_MIN, WAIT_S_MAX, rng)
         for attempt in count():
             address = self.invitation.lobby[attempt % len(self.invitation.lobby)]
             answer = await self._attempt(context, address)
@@ -175,8 +177,7 @@ class _Newcomer:
                 raise refused(_printable(answer.reason))
             why = _printable(answer.reason) if isinstance(answer, Refused) else "no answer yet"
             waiting(f"the lobby at {address}: {why}")
-            pause_s = min(WAIT_S_MAX, WAIT_S_MIN * 2.0 ** min(attempt, 16))
-            await asyncio.sleep(pause_s * rng.uniform(0.5, 1.0))
+            await asyncio.sleep(backoff.pause_s())
         raise AssertionError("unreachable")
 
     async def _attempt(self, context: zmq.asyncio.Context, address: str) -> Body | None:

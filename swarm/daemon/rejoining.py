@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from swarm.daemon.gossip_half import GossipHalf
+from transport.backoff import Backoff
 from transport.wire import Signed
 
 LOOK_S = 5.0
@@ -23,13 +24,12 @@ async def keep_in_touch(
     of them may be wrong; whoever came back before the coordinator would be alone for good.
     ask: the lobby; returns the records of the members, none if it cannot be reached.
     """
-    pause_s = LOOK_S
+    backoff = Backoff(LOOK_S, ALONE_MAX_S, rng)
     while True:
-        await asyncio.sleep(pause_s * rng.uniform(0.75, 1.25))
+        await asyncio.sleep(backoff.pause_s())
         if any(member.node != half.setup.record.node for member in half.view.live()):
-            pause_s = LOOK_S
+            backoff.reset()
             continue
-        pause_s = min(ALONE_MAX_S, pause_s * 1.5)
         found = await ask()
         if found:
             half.seed(found)
