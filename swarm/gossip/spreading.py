@@ -124,7 +124,7 @@ class Spreading:
     def confirm(self, key: Hashable, value: Signed, now: float) -> None:
         """Spread a further accusation: it shortens a suspicion. In a large swarm it has time, and
         need not reach everyone."""
-        spent = 0 if self.small else self.queue.limit(len(self._register)) * 3 // 4
+        spent = 0 if self.small else self.queue.limit(len(self._register)) // 2
         self.queue.put(key, value, "claims", rides=not self.small, spent=spent)
         if self.small:
             self.hurry(now)
