@@ -108,6 +108,7 @@ class Donor:
         self._waiting: list[_Waiting] = []
         self._needed: set[tuple[str, int | None]] = set()
         self._tell_at = inf
+        self._looked_at = -inf
 
     def on_want(self, peer: NodeId, want: Want, now: float) -> list[Effect]:
         """Answer with a manifest, have a snapshot taken, or keep the taker in line for one."""
@@ -167,6 +168,7 @@ class Donor:
     def tick(self, now: float) -> list[Effect]:
         """Drop what nobody uses, turn away those who waited too long, and tell the others that they wait."""
         self._open = {d: held for d, held in self._open.items() if held.used_at + self.limits.keep_s > now}
+        self._looked_at = now
         late = self._forget(lambda w: w.until <= now)
         effects = [_not_here(w, "no snapshot was taken in time") for w in late]
         if self._tell_at <= now:
@@ -180,7 +182,8 @@ class Donor:
         if self._waiting:
             ends += [self._tell_at, *(w.until for w in self._waiting)]
         if any(w.need not in self._needed for w in self._waiting):
-            ends += [held.free_at() for held in self._open.values()]
+            # Room that was there at the last look has helped nobody: they are told, and looked at, soon.
+            ends += [at for held in self._open.values() if (at := held.free_at()) > self._looked_at]
         return min(ends, default=None)
 
     def _serve(self, held: _Open, peer: NodeId, now: float) -> Effect:

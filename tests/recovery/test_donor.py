@@ -213,3 +213,13 @@ def test_one_peer_cannot_take_all_the_snapshots():
 
 def kinds(effects):
     return [(effect.peer, type(effect.message.body)) for effect in effects]
+
+
+def test_who_has_snapshots_enough_and_stands_in_line_keeps_no_donor_awake():
+    """A donor with a snapshot that nobody drew on was due again at the moment that had just passed."""
+    node = Transfer(DonorLimits(snapshots_per_peer_max=1))
+    node.provide(frozen(), 0.0)
+    want(node, "greedy", name="stage:1", now=1.0)
+    want(node, "greedy", name="stage:2", now=1.0)
+    node.tick(2.0)
+    assert node.deadline() > 2.0
