@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from swarm.daemon.admission import Authority, Ledger
+from swarm.daemon.buckets import Bucket, Sources
 from swarm.events import Noted
 from swarm.gossip.view import PeerAddress
 from swarm.job import dump_job
@@ -168,26 +169,6 @@ class LobbyLimits:
     sources_max: int = 1024
 
 
-@dataclass(slots=True)
-class Bucket:
-    """A token bucket: `rate_per_s` on average, `burst` at once."""
-
-    rate_per_s: float
-    burst: float
-    level: float
-    at: float
-    dry: bool = False
-
-    def take(self, now: float) -> bool:
-        """Take one token if there is one. `dry` tells whether the last call found none."""
-        self.level = min(self.burst, self.level + max(0.0, now - self.at) * self.rate_per_s)
-        self.at = now
-        self.dry = self.level < 1
-        if not self.dry:
-            self.level -= 1
-        return not self.dry
-
-
 class Lobby:
     """The machine: one message of an authenticated connection in, effects out.
 
@@ -203,7 +184,9 @@ class Lobby:
         self._rng = rng
         self._limits = limits or LobbyLimits()
         self._nonces: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
-        self._sources: OrderedDict[str, Bucket] = OrderedDict()
+        self._sources = Sources(
+            self._limits.source_rate_per_s, self._limits.source_burst, self._limits.sources_max
+        )
         self._all = Bucket(self._limits.rate_per_s, self._limits.burst, self._limits.burst, at=0.0)
 
     def handle(
@@ -233,21 +216,13 @@ class Lobby:
 
     def _limited(self, client: Client, now: float) -> list[Effect] | None:
         """None if the message may be handled. The first one over a limit is reported, none answered."""
-        bucket = self._source(client.address, now)
+        bucket = self._sources.of(client.address, now)
         for limit, what in ((bucket, client.address), (self._all, "everybody")):
             was_dry = limit.dry
             if not limit.take(now):
                 why = f"too many lobby messages from {what}"
                 return [] if was_dry else [Noted("dropped", {"what": "lobby", "why": why})]
         return None
-
-    def _source(self, address: str, now: float) -> Bucket:
-        burst = self._limits.source_burst
-        bucket = self._sources.pop(address, None) or Bucket(self._limits.source_rate_per_s, burst, burst, now)
-        self._sources[address] = bucket
-        if len(self._sources) > self._limits.sources_max:
-            self._sources.popitem(last=False)
-        return bucket
 
     def _challenge(self, client: Client, now: float) -> Challenge:
         nonce = self._rng.randbytes(NONCE_BYTES)

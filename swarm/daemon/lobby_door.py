@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from swarm.daemon.lobby import Bucket
+from swarm.daemon.buckets import Bucket, Sources
 from swarm.daemon.options import UserError
 
 CHUNK_BYTES = 1 << 14
@@ -36,14 +36,20 @@ class DoorLimits:
     places: connections at once.
     said_bytes_max: bytes that one connection may say. A join takes 20 KB, handshake and all.
     stay_s: how long one connection may last. A slow line needs it to hear a welcome.
-    rate_per_s, burst: connections that are taken in. Each costs about 1 ms of CPU.
+    source_rate_per_s, source_burst: connections from one IP address; one machine that starts
+        dozens of nodes at once needs the burst.
+    rate_per_s, burst: connections from everybody. Each costs about 1 ms of CPU.
+    sources_max: addresses remembered; the longest silent is forgotten.
     """
 
     places: int = 64
     said_bytes_max: int = 1 << 17
     stay_s: float = 120.0
-    rate_per_s: float = 50.0
-    burst: float = 256.0
+    source_rate_per_s: float = 5.0
+    source_burst: float = 128.0
+    rate_per_s: float = 200.0
+    burst: float = 512.0
+    sources_max: int = 1024
 
 
 class Room(Protocol):
@@ -76,7 +82,10 @@ class Door:
         self._open_room, self._dropped = open_room, dropped
         self._limits = limits or DoorLimits()
         self._inside: dict[asyncio.Task[None], str] = {}
-        self._bucket = Bucket(self._limits.rate_per_s, self._limits.burst, self._limits.burst, at=0.0)
+        self._all = Bucket(self._limits.rate_per_s, self._limits.burst, self._limits.burst, at=0.0)
+        self._sources = Sources(
+            self._limits.source_rate_per_s, self._limits.source_burst, self._limits.sources_max
+        )
         self._dropped_count = 0
 
     async def run(self, listening: socket.socket) -> None:
@@ -101,7 +110,8 @@ class Door:
 
     def _has_room_for(self, address: str) -> bool:
         """Whether one more may enter; if need be one from where most are leaves for it."""
-        if not self._bucket.take(asyncio.get_running_loop().time()):
+        now = asyncio.get_running_loop().time()
+        if not self._sources.of(address, now).take(now) or not self._all.take(now):
             self._drop(f"too many connections to the lobby, now from {address}")
             return False
         if len(self._inside) < self._limits.places:

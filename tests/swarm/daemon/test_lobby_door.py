@@ -89,17 +89,18 @@ async def test_who_takes_all_places_loses_one_to_somebody_else() -> None:
     assert street.told == ["the lobby is full, mostly of 127.0.0.1"] * 2
 
 
-async def test_more_connections_than_a_second_may_bring_are_turned_away_cheaply() -> None:
+async def test_who_connects_too_often_is_turned_away_and_costs_nobody_else_a_turn() -> None:
     opened: list[str] = []
 
     def open_room(address: str, place: str) -> Echo:
         opened.append(address)
         return Echo(place)
 
-    slow = DoorLimits(places=4, rate_per_s=1e-6, burst=2)
+    slow = DoorLimits(places=4, source_rate_per_s=1e-6, source_burst=2)
     async with open_door(open_room, slow) as street:
         assert [await hears(await street.dial(), b"here") for _ in range(4)] == [True, True, False, False]
-    assert len(opened) == 2
+        assert await hears(await street.dial("127.0.0.2"), b"somebody else")
+    assert opened == ["127.0.0.1"] * 2 + ["127.0.0.2"]
     assert street.told == ["too many connections to the lobby, now from 127.0.0.1"] * 2
 
 
