@@ -6,6 +6,7 @@ another one stands in line meanwhile, and is told so, that it does not take this
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -24,8 +25,8 @@ class DonorLimits:
         that nobody draws on gives way, the least recently used first; else the next Want waits.
     snapshots_per_peer_max: those that serve one peer and nobody else, so that none can take them all.
     silence_s: how long a taker that has not been sent everything may ask for nothing before it
-        draws on a snapshot no more. Longer where its own requests came with longer gaps.
-    keep_s: how long an unused snapshot is kept, and how old one may be to serve a taker that
+        draws on a snapshot no more. Longer for one whose own pace was slower.
+    keep_s: how long a snapshot is kept that nobody draws on, and how old one may be to serve a taker that
         named no slot. Longer helps slow takers, costs memory.
     waiting_max: takers waiting for a snapshot; the next one is told to ask someone else.
     waiting_per_peer_max: states one peer waits for, so that none can take all the places.
@@ -35,7 +36,7 @@ class DonorLimits:
 
     snapshots_max: int = 3
     snapshots_per_peer_max: int = 2
-    silence_s: float = 10.0
+    silence_s: float = 60.0
     keep_s: float = 60.0
     waiting_max: int = 64
     waiting_per_peer_max: int = 4
@@ -56,13 +57,32 @@ class NeedSnapshot(Effect):
     peer: NodeId
 
 
+SPAN = 4
+"""Requests of a taker that a measure of its pace goes over: on a line that it shares they come in bursts."""
+
+
 @dataclass(slots=True)
 class _Drawing:
-    """A taker of a snapshot: the gaps between its requests, and how many chunks it was sent."""
+    """A taker of a snapshot: how long its last requests took it, and how many chunks it was sent."""
 
-    gaps: Patience
+    paces: tuple[Patience, Patience]
+    """Its own, and that of all takers of this donor: what there is to go by for one that has just come."""
     heard_at: float
     sent: int = 0
+    asked_at: deque[float] = field(default_factory=lambda: deque(maxlen=SPAN))
+
+    def ask(self, chunks: int, now: float) -> None:
+        """It asked, and is sent so many chunks."""
+        if len(self.asked_at) == SPAN:
+            for pace in self.paces:
+                pace.add(now - self.asked_at[0])
+        self.asked_at.append(now)
+        self.heard_at = now
+        self.sent += chunks
+
+    def until(self) -> float:
+        """When its silence is too long."""
+        return self.heard_at + max(pace.limit_s() for pace in self.paces)
 
 
 @dataclass(slots=True)
@@ -75,7 +95,7 @@ class _Open:
     def until(self) -> dict[NodeId, float]:
         """Who has not been sent everything, and when it draws on this no more if it stays silent."""
         takers = ((peer, t) for peer, t in self.drawing.items() if t.sent < self.snapshot.chunks)
-        return {peer: t.heard_at + t.gaps.limit_s() for peer, t in takers}
+        return {peer: t.until() for peer, t in takers}
 
     def free_at(self) -> float:
         """When nobody draws on it any more, as far as can be told now."""
@@ -109,6 +129,7 @@ class Donor:
         self._needed: set[tuple[str, int | None]] = set()
         self._tell_at = inf
         self._looked_at = -inf
+        self._pace = Patience(self.limits.silence_s, self.limits.silence_s)
 
     def on_want(self, peer: NodeId, want: Want, now: float) -> list[Effect]:
         """Answer with a manifest, have a snapshot taken, or keep the taker in line for one."""
@@ -134,11 +155,10 @@ class Donor:
             gone = NotHere(name="", digest=get.digest, reason="this snapshot is no longer kept")
             return [Send(peer, Message(gone))]
         last = min(get.first + get.count, held.snapshot.chunks)
-        taker = self._drawing(held, peer, now)
-        taker.gaps.add(now - taker.heard_at)
-        taker.heard_at = held.used_at = now
-        taker.sent += max(0, last - get.first)
-        return [Send(peer, _chunk_of(held.snapshot, index)) for index in range(get.first, last)]
+        self._drawing(held, peer, now).ask(max(0, last - get.first), now)
+        held.used_at = now
+        chunks = [Send(peer, _chunk_of(held.snapshot, index)) for index in range(get.first, last)]
+        return [*chunks, *self._take_next(now)]
 
     def provide(self, snapshot: Snapshot, now: float) -> list[Effect]:
         """Keep a snapshot and answer those who waited for it."""
@@ -167,8 +187,7 @@ class Donor:
 
     def tick(self, now: float) -> list[Effect]:
         """Drop what nobody uses, turn away those who waited too long, and tell the others that they wait."""
-        self._open = {d: held for d, held in self._open.items() if held.used_at + self.limits.keep_s > now}
-        self._looked_at = now
+        self._open = {d: held for d, held in self._open.items() if self._expires_at(held) > now}
         late = self._forget(lambda w: w.until <= now)
         effects = [_not_here(w, "no snapshot was taken in time") for w in late]
         if self._tell_at <= now:
@@ -178,12 +197,13 @@ class Donor:
 
     def deadline(self) -> float | None:
         """When the next snapshot or waiting taker expires, is told, or has its turn."""
-        ends = [held.used_at + self.limits.keep_s for held in self._open.values()]
+        ends = [self._expires_at(held) for held in self._open.values()]
         if self._waiting:
             ends += [self._tell_at, *(w.until for w in self._waiting)]
         if any(w.need not in self._needed for w in self._waiting):
-            # Room that was there at the last look has helped nobody: they are told, and looked at, soon.
-            ends += [at for held in self._open.values() if (at := held.free_at()) > self._looked_at]
+            # What was free already when last looked at did not help those in line, and will not now.
+            frees = (held.free_at() for held in self._open.values())
+            ends += [free_at for free_at in frees if free_at > self._looked_at]
         return min(ends, default=None)
 
     def _serve(self, held: _Open, peer: NodeId, now: float) -> Effect:
@@ -192,8 +212,11 @@ class Donor:
         return Send(peer, manifest_of(held.snapshot))
 
     def _drawing(self, held: _Open, peer: NodeId, now: float) -> _Drawing:
-        gaps = Patience(self.limits.silence_s, self.limits.silence_s)
-        return held.drawing.setdefault(peer, _Drawing(gaps, now))
+        own = Patience(self.limits.silence_s, self.limits.silence_s)
+        return held.drawing.setdefault(peer, _Drawing((own, self._pace), now))
+
+    def _expires_at(self, held: _Open) -> float:
+        return max(held.used_at + self.limits.keep_s, held.free_at())
 
     def _forget(self, which: Callable[[_Waiting], bool]) -> list[_Waiting]:
         """Take these out of the line, and with the last of its takers a need."""
@@ -205,6 +228,7 @@ class Donor:
     def _take_next(self, now: float) -> list[Effect]:
         """Have snapshots taken for those next in line, as far as there is room."""
         effects: list[Effect] = []
+        self._looked_at = now
         for asker in self._waiting:
             if asker.need not in self._needed:
                 if self._own(asker.peer, now) >= self.limits.snapshots_per_peer_max:

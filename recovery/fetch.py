@@ -38,11 +38,13 @@ class FetchOptions:
     at_once: states on their way here at the same time; others wait for their turn. Fewer than a donor
         lets one peer wait for, so that what a node may fetch does not depend on how many stages it holds.
     donors_max: donors that serve at the same time. More is faster, costs each a snapshot.
-    window: chunks on their way from one donor. More fills long fat links, costs its queue.
+    window: chunks on their way from one donor, once the first have come. More fills long fat links,
+        costs its queue.
     manifest_wait_s: how long a donor may take to answer `Want`; it may have to reach a commit. One
         that says that others are before us may take as long as it goes on saying so.
-    first_wait_s: patience between chunks until enough of them were measured.
-    floor_s: the least patience afterwards; else it follows from the gaps measured.
+    first_wait_s: patience with a silent donor until enough chunks were measured. Its line may be
+        thin and long, and a chunk asked for twice makes it longer; a dead one is known by gossip.
+    floor_s: the least patience afterwards; else it follows from how long chunks took to come.
     strikes_max: silences in a row, each twice as long as the last, before a donor is dropped.
     block, chunk_hash: what chunks are put together in, and hashed by; a simulation without
         tensors has its own.
@@ -52,7 +54,7 @@ class FetchOptions:
     donors_max: int = 3
     window: int = 4
     manifest_wait_s: float = 15.0
-    first_wait_s: float = 10.0
+    first_wait_s: float = 60.0
     floor_s: float = 0.5
     strikes_max: int = 3
     block: Callable[[int], Assembled] = Block
@@ -177,7 +179,7 @@ class Fetch:
             wrong = f"sent chunk {index} with a wrong hash"
             return [*self._drop(donor, wrong, hostile=True), *self._advance(now)]
         self._store(index, data)
-        self._credit(donor, index, now)
+        self._pending.extendleft(donor.came(index, now))
         return self._advance(now)
 
     def lose(self, peer: NodeId, now: float) -> list[Effect]:
@@ -189,7 +191,8 @@ class Fetch:
 
     def tick(self, now: float) -> list[Effect]:
         """Ask again, or ask others, where a silence outlasted its patience."""
-        late = [d for d in self._donors.values() if (due := self._due(d)) is not None and due <= now]
+        wait_s = self._options.manifest_wait_s
+        late = [d for d in self._donors.values() if (due := d.due(wait_s)) is not None and due <= now]
         effects: list[Effect] = []
         for donor in late:
             donor.strikes += 1
@@ -201,15 +204,9 @@ class Fetch:
 
     def deadline(self) -> float | None:
         """When the next silence is too long."""
-        dues = [due for donor in self._donors.values() if (due := self._due(donor)) is not None]
+        wait_s = self._options.manifest_wait_s
+        dues = [due for donor in self._donors.values() if (due := donor.due(wait_s)) is not None]
         return min(dues, default=None)
-
-    def _due(self, donor: Source) -> float | None:
-        if donor.state in ("asked", "queued"):
-            return donor.heard_at + self._options.manifest_wait_s
-        if donor.state == "serving" and donor.owed:
-            return donor.heard_at + donor.patience.limit_s() * (1 << donor.strikes)
-        return None
 
     def _wrong_with(self, body: Manifest, hashes: memoryview) -> str:
         """Why a manifest cannot be trusted, or an empty text. Checked before any allocation."""
@@ -237,22 +234,8 @@ class Fetch:
         self._block.put(index * self._manifest.chunk_bytes, data)
         self._missing.discard(index)
 
-    def _credit(self, donor: Source, index: int, now: float) -> None:
-        """Note the donor's pace; what it owed before this chunk got lost, since lanes keep order."""
-        donor.patience.add(now - donor.heard_at)
-        donor.heard_at, donor.strikes = now, 0
-        donor.sent += 1
-        if index not in donor.owed:
-            return
-        for owed in list(donor.owed):
-            del donor.owed[owed]
-            if owed == index:
-                break
-            self._pending.appendleft(owed)
-
     def _take_back(self, donor: Source) -> None:
-        self._pending.extendleft(reversed(donor.owed))
-        donor.owed.clear()
+        self._pending.extendleft(reversed(donor.take_back()))
 
     def _drop(self, donor: Source, reason: str, *, hostile: bool) -> list[Effect]:
         self._take_back(donor)
@@ -298,10 +281,8 @@ class Fetch:
         """Fill every serving donor's window, the most reliable donor first."""
         effects: list[Effect] = []
         for donor in sorted(self._in_state("serving"), key=lambda d: d.strikes):
-            if not donor.owed:
-                donor.heard_at = now
-            while len(donor.owed) < self._options.window and self._next_pending() is not None:
-                effects.append(self._get(donor))
+            while donor.room(self._options.window) > 0 and self._next_pending() is not None:
+                effects.append(self._get(donor, now))
         return effects
 
     def _next_pending(self) -> int | None:
@@ -310,13 +291,13 @@ class Fetch:
             self._pending.popleft()
         return self._pending[0] if self._pending else None
 
-    def _get(self, donor: Source) -> Effect:
+    def _get(self, donor: Source, now: float) -> Effect:
         """Ask for the next pending chunk and those that follow it directly."""
         first = last = self._pending.popleft()
-        donor.owed[first] = None
-        while len(donor.owed) < self._options.window and self._next_pending() == last + 1:
+        donor.ask(first, now)
+        while donor.room(self._options.window) > 0 and self._next_pending() == last + 1:
             last = self._pending.popleft()
-            donor.owed[last] = None
+            donor.ask(last, now)
         return Send(donor.peer, Message(Get(digest=self.digest, first=first, count=last - first + 1)))
 
     def _finish(self, manifest: Manifest, now: float) -> list[Effect]:

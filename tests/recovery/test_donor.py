@@ -58,7 +58,7 @@ def get(node, snapshot, now, peer="t"):
 
 
 def test_an_unused_snapshot_expires_and_a_used_one_stays():
-    node = Transfer(DonorLimits(keep_s=10.0))
+    node = Transfer(DonorLimits(keep_s=10.0, silence_s=5.0))
     node.provide(frozen(), 0.0)
     assert node.deadline() == 10.0
     node.tick(9.0)
@@ -171,7 +171,7 @@ def test_a_name_that_no_state_has_is_refused_at_the_door(name):
 
 
 def test_a_snapshot_is_not_taken_from_under_those_who_draw_on_it():
-    node = Transfer(DonorLimits(snapshots_max=2))
+    node = Transfer(DonorLimits(snapshots_max=2, silence_s=10.0))
     for slot, name in enumerate(("stage:0", "stage:1")):
         want(node, f"t{slot}", name=name)
         node.provide(frozen(slot, name), 0.0)
@@ -190,9 +190,9 @@ def test_the_next_in_line_has_its_turn_as_soon_as_another_was_sent_everything():
     node.provide(snapshot, 0.0)
     want(node, "t1", name="stage:1", now=0.1)
     node.handle("t0", Message(Get(digest=snapshot.digest, first=0, count=16)), 0.2)
-    node.handle("t0", Message(Get(digest=snapshot.digest, first=16, count=16)), 0.3)
-    assert node.deadline() <= 0.3
-    assert node.tick(0.3) == [NeedSnapshot("stage:1", None, "t1")]
+    *chunks, turn = node.handle("t0", Message(Get(digest=snapshot.digest, first=16, count=16)), 0.3)
+    assert {type(sent.message.body) for sent in chunks} == {Chunk}
+    assert turn == NeedSnapshot("stage:1", None, "t1")
 
 
 def test_a_snapshot_that_cannot_be_had_makes_room_for_the_next_in_line():
@@ -209,6 +209,15 @@ def test_one_peer_cannot_take_all_the_snapshots():
     answers = [want(node, "greedy", name=f"stage:{i}") for i in range(3)]
     assert [type(effect) for (effect,) in answers] == [NeedSnapshot, NeedSnapshot, Send]
     assert want(node, "modest", name="stage:5") == [NeedSnapshot("stage:5", None, "modest")]
+
+
+def test_who_must_stand_in_line_though_there_is_room_costs_no_time_until_something_changes():
+    node = Transfer(DonorLimits(snapshots_max=4, snapshots_per_peer_max=2))
+    node.provide(frozen(), 0.0)
+    for stage in (1, 2, 3):
+        want(node, "greedy", name=f"stage:{stage}", now=1.0)
+    node.tick(2.0)
+    assert node.deadline() > 2.0
 
 
 def kinds(effects):

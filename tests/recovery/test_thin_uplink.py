@@ -70,11 +70,12 @@ class Uplink:
 
     def run(self, until):
         machines = [self.donor, *self.takers]
-        while self.events:
+        while len(self.ended) < len(self.takers):
             due = min((d for m in machines if (d := m.deadline()) is not None), default=until)
-            if min(due, self.events[0][0]) >= until:
+            first = self.events[0][0] if self.events else until
+            if min(due, first) >= until:
                 break
-            if due < self.events[0][0]:
+            if due < first:
                 self.now = max(self.now, due)
                 self.give(self.donor.tick(self.now))
                 for k, taker in enumerate(self.takers):
@@ -85,10 +86,11 @@ class Uplink:
         return self
 
 
-@pytest.mark.parametrize("takers", [2, 6])
-def test_takers_of_different_states_are_served_in_the_time_the_line_needs(takers):
+@pytest.mark.parametrize(
+    ("takers", "chunks", "chunks_per_s"), [(2, 300, 20.0), (6, 300, 20.0), (6, 60, 0.5), (12, 60, 0.5)]
+)
+def test_takers_of_different_states_are_served_in_the_time_the_line_needs(takers, chunks, chunks_per_s):
     """More than are held at once: nobody's is taken from under it, and nobody takes the donor for dead."""
-    chunks, chunks_per_s = 300, 20.0
     pure_s = takers * chunks / chunks_per_s
     net = Uplink(takers, chunks, chunks_per_s)
     for k in range(takers):
@@ -98,3 +100,16 @@ def test_takers_of_different_states_are_served_in_the_time_the_line_needs(takers
     assert all([type(effect) for effect in ended] == [Fetched] for ended in net.ended.values())
     assert net.now < 1.1 * pure_s + takers * READ_S
     assert net.reads == takers
+
+
+@pytest.mark.parametrize("chunks_per_s", [1.0, 5.0, 50.0])
+@pytest.mark.parametrize("apart_s", [0.01, 30.0], ids=["together", "one after another"])
+def test_chunks_that_are_only_queued_are_not_asked_for_again(chunks_per_s, apart_s):
+    """Each taker sees its own few chunks close together, and then a gap in which the others have theirs."""
+    takers, chunks = 3, 200
+    net = Uplink(takers, chunks, chunks_per_s)
+    for k in range(takers):
+        net.at(apart_s * k, lambda k=k: net.fetch(k))
+    net.run(until=1e5)
+    assert all([type(effect) for effect in ended] == [Fetched] for ended in net.ended.values())
+    assert net.sent == takers * chunks
