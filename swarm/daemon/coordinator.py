@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from swarm.daemon.addresses import check_listenable
 from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, Resumable, newest_whole
 from swarm.daemon.bridges import MemoryBridge
+from swarm.daemon.founders import fit_to_found, stage_sizes
 from swarm.daemon.genesis import TOPIC, found_job
 from swarm.daemon.gossip_half import GossipHalf
-from swarm.daemon.gossip_setup import GossipSetup
+from swarm.daemon.gossip_setup import GossipSetup, StatusSnapshot
 from swarm.daemon.jobdir import JobDir, open_job
 from swarm.daemon.links import What, open_link
 from swarm.daemon.lobby import Admitted
@@ -31,14 +33,13 @@ from swarm.daemon.options import CoordinatorOptions, UserError
 from swarm.daemon.renewing import keep_itself_certified
 from swarm.daemon.revoking import RevokedList, tell_revocations
 from swarm.daemon.status import serve_status
+from swarm.daemon.waiting import coordinator_waits_for, keep_telling
 from swarm.events import Emit, Event, EventFile, wall_time
 from swarm.gossip.config import volunteer_wan
 from swarm.gossip.view import MemberRecord, View, read_member
 from swarm.job import Job
 from swarm.messages import Count, Part
-from swarm.pipeline.computing import stage_size
 from swarm.pipeline.data import load_corpus
-from swarm.pipeline.model import preset
 from transport.files import write_private
 from transport.identity import Identity, pack_payload, unpack_payload
 from transport.link import Endpoint
@@ -116,10 +117,11 @@ class Coordinator:
             half = GossipHalf(setup, gossip, ours)
             half.seed(read_members(options.directory))
             corpus = load_corpus(jobdir.job.data)
+            sizes = stage_sizes(jobdir.job, corpus.vocab)
             archive = ArchiveHalf(
                 me=identity.node,
                 job=jobdir.job,
-                sizes=stage_sizes(jobdir.job, corpus.vocab),
+                sizes=sizes,
                 directory=options.directory / "checkpoints",
                 link=work,
                 bridge=theirs,
@@ -127,7 +129,7 @@ class Coordinator:
                 emit=emit,
                 in_background=asyncio.to_thread,
             )
-            return await self._serve(stack, half, archive, gossip, corpus.digest, emit)
+            return await self._serve(stack, half, archive, gossip, corpus.digest, sizes, emit)
 
     def _tell_resumed(self, emit: EventFile) -> None:
         """From where the job goes on, and what was passed over."""
@@ -166,9 +168,11 @@ class Coordinator:
         archive: ArchiveHalf,
         gossip: ZmqLink,
         corpus: str,
+        sizes: Sequence[int],
         emit: EventFile,
     ) -> int:
         options, jobdir = self.options, self.jobdir
+        snapshot = partial(self._snapshot, half, sizes)
 
         def admitted(entry: Admitted) -> None:
             gossip.know(NodeId(entry.certificate.node), Endpoint(entry.gossip, entry.certificate.curve_key))
@@ -195,6 +199,7 @@ class Coordinator:
                     jobdir.identity,
                     options.directory,
                     corpus=corpus,
+                    sizes=sizes,
                     resumed=self.resumed,
                     wall=wall_time,
                 )
@@ -202,7 +207,8 @@ class Coordinator:
                 others.append(tasks.create_task(remember_members(half, options.directory)))
                 others.append(tasks.create_task(tell_revocations(half, jobdir, revoked)))
                 others.append(tasks.create_task(keep_itself_certified(half, jobdir, wall_time)))
-                await self._announce(stack, half, emit)
+                await self._announce(stack, snapshot, emit)
+                others.append(tasks.create_task(keep_telling(snapshot, say)))
                 code = await run_until_told(half, LEAVE_S)
                 for task in others:
                     task.cancel()
@@ -210,11 +216,21 @@ class Coordinator:
             raise group.exceptions[0] from None
         return code
 
-    async def _announce(self, stack: AsyncExitStack, half: GossipHalf, emit: EventFile) -> None:
+    def _snapshot(self, half: GossipHalf, sizes: Sequence[int]) -> StatusSnapshot:
+        """What the gossip half shows, and what this coordinator waits for."""
+        found, job = half.snapshot(), self.jobdir.job
+        begun = self.resumed is None and (self.options.directory / FOUNDED).exists()
+        fit, short = (found.view, "") if begun else fit_to_found(found.view, job, sizes)
+        why = coordinator_waits_for(found.view, job, begun=begun, fit=len(fit.live()), short=short)
+        return replace(found, progress=found.progress.model_copy(update={"waiting_for": why}))
+
+    async def _announce(
+        self, stack: AsyncExitStack, snapshot: Callable[[], StatusSnapshot], emit: EventFile
+    ) -> None:
         options, node = self.options, self.jobdir.identity.node
         server = None
         if options.status_port is not None:
-            server = await serve_status(half.snapshot, port=options.status_port)
+            server = await serve_status(snapshot, port=options.status_port)
             stack.push_async_callback(server.close)
         port = server.port if server else None
         info: dict[str, object] = {"pid": os.getpid(), "status_port": port, "lobby": self.jobdir.lobby}
@@ -260,6 +276,7 @@ async def found_once(
     directory: Path,
     *,
     corpus: str,
+    sizes: Sequence[int],
     resumed: Resumable | None,
     wall: Callable[[], float],
 ) -> None:
@@ -267,6 +284,7 @@ async def found_once(
 
     What it is founded with is kept before anybody hears of it, and published again at each start:
     killed in between, a coordinator would else forget a job that has begun, or never begin it.
+    sizes: parameters of each stage; nodes that cannot hold their share do not count.
     resumed: what to found it with once more if nobody trains it, None to keep to the first founding.
     """
     kept = read_founded(directory)
@@ -280,7 +298,7 @@ async def found_once(
         await asyncio.sleep(SETTLE_S)
         if len(rollcall.present(half.view, clock()).live()) >= job.pipeline.nodes:
             await asyncio.sleep(SETTLE_S)
-            here = rollcall.present(half.view, clock())
+            here, _ = fit_to_found(rollcall.present(half.view, clock()), job, sizes)
             if len(here.live()) < job.pipeline.nodes:
                 continue  # somebody of them was not there after all
             version = max(int(wall()), kept.version + 1 if kept else 0)
@@ -322,12 +340,6 @@ def read_founded(directory: Path) -> _Founded | None:
             f"{path} cannot be read, and nobody else knows how this job began: restore it from a copy, "
             "or remove it and go on from the newest checkpoint with --resume"
         ) from None
-
-
-def stage_sizes(job: Job, vocab: int) -> tuple[int, ...]:
-    """Parameters of each stage of a job."""
-    config = preset(job.model.preset, vocab)
-    return tuple(stage_size(config, job.pipeline.stages, k) for k in range(job.pipeline.stages))
 
 
 class _Founded(Part):

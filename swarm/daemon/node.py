@@ -30,6 +30,7 @@ from swarm.daemon.process import GOSSIP_SLICE_NS, choose_slice
 from swarm.daemon.rejoining import keep_in_touch
 from swarm.daemon.renewing import ASK_S, keep_certified
 from swarm.daemon.status import StatusServer, serve_status
+from swarm.daemon.waiting import keep_telling
 from swarm.events import Emit, Event, EventFile, wall_time
 from swarm.gossip.config import volunteer_wan
 from swarm.gossip.messages import GOSSIP_KINDS
@@ -222,6 +223,7 @@ class Node:
             async with asyncio.TaskGroup() as tasks:
                 directory = self.options.data_dir
                 others = [tasks.create_task(remember_members(half, directory))]
+                others.append(tasks.create_task(keep_telling(half.snapshot, say)))
                 if invitation is not None:
                     renewing = keep_certified(half, self.identity, invitation, welcomed, directory, wall_time)
                     others.append(tasks.create_task(renewing))

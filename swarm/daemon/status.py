@@ -11,8 +11,10 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
+from swarm.daemon.bridge import Progress
 from swarm.daemon.gossip_setup import StatusSnapshot
 from swarm.daemon.options import UserError
+from swarm.daemon.waiting import heard
 from swarm.gossip.view import Facts
 
 Snapshot = Callable[[], StatusSnapshot]
@@ -21,10 +23,8 @@ Snapshot = Callable[[], StatusSnapshot]
 def status_of(snapshot: StatusSnapshot) -> dict[str, Any]:
     """What /status says, as JSON values."""
     progress = snapshot.progress
-    # Who trains in no cell itself, as the coordinator, tells of the cell that came furthest; of
-    # those who have gone only when nobody is left.
-    told = [member.facts for member in snapshot.view.live() or snapshot.view.members.values()]
-    newest = max(told, key=lambda facts: facts.iteration, default=Facts())
+    figures = figures_of(snapshot)
+    works = snapshot.role == "worker"  # a coordinator hears nobody's count of these: that is not zero
     return {
         "version": version("farflung"),
         "node": snapshot.node,
@@ -33,15 +33,15 @@ def status_of(snapshot: StatusSnapshot) -> dict[str, Any]:
         "iterations": snapshot.job.inner.iterations,
         "cell": progress.cell,
         "stages": list(progress.stages),
-        "iteration": progress.iteration if progress.cell else newest.iteration,
-        "round": progress.round if progress.cell else newest.round,
-        "loss": progress.loss if progress.cell else newest.loss,
-        "tokens": progress.tokens,
-        "tokens_per_s": progress.tokens_per_s,
+        "iteration": figures.iteration,
+        "round": figures.round,
+        "loss": figures.loss,
+        "tokens": progress.tokens if works else None,
+        "tokens_per_s": progress.tokens_per_s if works else None,
         "bytes_sent": progress.bytes_sent + snapshot.gossip_sent_bytes,
         "bytes_received": progress.bytes_received + snapshot.gossip_received_bytes,
         "memory_bytes": progress.memory_bytes,
-        "recoveries": progress.recoveries,
+        "recoveries": progress.recoveries if works else None,
         "leader": progress.leader,
         "waiting_for": progress.waiting_for,
         "dropped": dropped_of(snapshot),
@@ -65,6 +65,11 @@ def status_of(snapshot: StatusSnapshot) -> dict[str, Any]:
     }
 
 
+def figures_of(snapshot: StatusSnapshot) -> Progress | Facts:
+    """Whose iteration, round and loss are told: this node's own, else the newest that it heard of."""
+    return snapshot.progress if snapshot.progress.cell else heard(snapshot.view)
+
+
 def dropped_of(snapshot: StatusSnapshot) -> dict[str, int]:
     """Input dropped by either half, by reason."""
     return dict(snapshot.progress.dropped) | {f"gossip: {k}": v for k, v in snapshot.dropped.items()}
@@ -73,27 +78,31 @@ def dropped_of(snapshot: StatusSnapshot) -> dict[str, int]:
 def metrics_of(snapshot: StatusSnapshot) -> bytes:
     """What /metrics says, in Prometheus' text format."""
     registry = CollectorRegistry()
-    progress = snapshot.progress
-    gauges = {
-        "iteration": ("Last committed iteration", progress.iteration),
-        "round": ("Outer rounds applied", progress.round),
-        "tokens_per_s": ("Target tokens trained on in the last second, as leader", progress.tokens_per_s),
-        "memory_bytes": ("Peak resident memory of the training process", progress.memory_bytes),
-        "stages_held": ("Stages held", len(progress.stages)),
+    progress, figures = snapshot.progress, figures_of(snapshot)
+    works = snapshot.role == "worker"
+    gauges: dict[str, tuple[str, float]] = {
+        "iteration": ("Last committed iteration", figures.iteration),
+        "round": ("Outer rounds applied", figures.round),
     }
-    if progress.loss is not None:
-        gauges["loss"] = ("Mean training loss of the last iteration, nats", progress.loss)
+    if works:
+        speed = "Target tokens trained on a second over the last iterations, as leader"
+        gauges["tokens_per_s"] = (speed, progress.tokens_per_s)
+        gauges["memory_bytes"] = ("Peak resident memory of the training process", progress.memory_bytes)
+        gauges["stages_held"] = ("Stages held", len(progress.stages))
+    if figures.loss is not None:
+        gauges["loss"] = ("Mean training loss of the last iteration, nats", figures.loss)
     for name, (text, value) in gauges.items():
         Gauge(f"farflung_{name}", text, registry=registry).set(value)
     members = Gauge("farflung_members", "Members in the view", ["status"], registry=registry)
     for status in ("alive", "suspect", "dead", "left"):
         members.labels(status).set(sum(m.status == status for m in snapshot.view.members.values()))
     counters = {
-        "tokens": ("Target tokens committed, as leader", progress.tokens),
         "bytes_sent": ("Bytes sent", progress.bytes_sent + snapshot.gossip_sent_bytes),
         "bytes_received": ("Bytes received", progress.bytes_received + snapshot.gossip_received_bytes),
-        "recoveries": ("Stages recovered, as leader", progress.recoveries),
     }
+    if works:
+        counters["tokens"] = ("Target tokens committed, as leader", progress.tokens)
+        counters["recoveries"] = ("Stages recovered, as leader", progress.recoveries)
     for name, (text, value) in counters.items():
         Counter(f"farflung_{name}", text, registry=registry).inc(value)
     dropped = Counter("farflung_dropped", "Input dropped", ["what"], registry=registry)

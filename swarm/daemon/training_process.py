@@ -13,6 +13,7 @@ from swarm.daemon.body_sizes import BodySizes
 from swarm.daemon.bridge import Begin, Failed, Listening, Stop
 from swarm.daemon.bridges import SocketBridge
 from swarm.daemon.compute import InlineCompute
+from swarm.daemon.founders import check_memory
 from swarm.daemon.links import open_link
 from swarm.daemon.options import NodeOptions, UserError
 from swarm.daemon.process import (
@@ -74,6 +75,7 @@ async def _train(options: NodeOptions, identity: Identity, end: socket.socket) -
             return 0
         assert isinstance(begin, Begin)
         setup = _setup(options, identity, begin, emit)
+        check_memory(setup.memory_bytes, setup.stage_sizes())
         sizes.learn(setup.job, setup.config.width, setup.stage_sizes())
         half = TrainingHalf(setup, link, bridge, InlineCompute())
         await half.run()

@@ -305,11 +305,11 @@ class SimCoordinator(SimProcess):
         self, half: GossipHalf, work: SimLink, bridge: MemoryBridge
     ) -> list[Coroutine[Any, Any, None]]:
         ground, job = self.ground, self.ground.job
-        count = job.pipeline.stages
+        sizes = [stage_size(ground.config, job.pipeline.stages, k) for k in range(job.pipeline.stages)]
         archive = ArchiveHalf(
             me=self.node,
             job=job,
-            sizes=[stage_size(ground.config, count, stage) for stage in range(count)],
+            sizes=sizes,
             directory=self.directory / "checkpoints",
             link=work,
             bridge=bridge,
@@ -327,6 +327,7 @@ class SimCoordinator(SimProcess):
                 self.identity,
                 self.directory,
                 corpus=ground.corpus.digest,
+                sizes=sizes,
                 resumed=None,
                 wall=self.wall,
             ),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from swarm.daemon.archive import Resumable
 from swarm.daemon.coordinator import Coordinator, run_coordinator
 from swarm.daemon.jobdir import init_job, make_invitation, open_job
 from swarm.daemon.joining import Welcomed, join
@@ -35,7 +34,7 @@ async def running(directory: Path, host: str = "") -> AsyncIterator[None]:
     """Its coordinator, in this process."""
     options = CoordinatorOptions(directory=directory, host=host, status_port=None)
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(Coordinator(options, open_job(directory), Resumable()).run())
+        task = tasks.create_task(Coordinator(options, open_job(directory), None).run())
         yield
         task.cancel()
 

@@ -55,6 +55,7 @@ def start(
             COORDINATOR,
             directory,
             corpus="ab",
+            sizes=(1,) * JOB.pipeline.stages,
             resumed=None if resumed is None else Resumable(resumed, "c0", rounds),
             wall=lambda: wall,
         )

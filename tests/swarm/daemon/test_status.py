@@ -1,6 +1,7 @@
 """GET /status and /metrics say what a snapshot says, on loopback, and a taken port is one sentence."""
 
 import json
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -70,13 +71,24 @@ def test_status_tells_who_holds_what_and_what_is_wrong() -> None:
 
 
 def test_metrics_are_prometheus_text_with_our_prefix() -> None:
-    told = metrics(snapshot(iteration=7, loss=4.25))
+    told = metrics(snapshot(cell="c0", iteration=7, loss=4.25))
     assert {name.partition("_")[0] for name in told} == {"farflung"}
     assert told["farflung_iteration"] == 7
     assert told["farflung_loss"] == 4.25
     assert told["farflung_bytes_sent_total"] == 1034
     assert (told["farflung_members|alive"], told["farflung_members|dead"]) == (1, 1)
     assert told["farflung_dropped_total|late"] == 2
+
+
+def test_a_coordinator_tells_what_it_hears_and_leaves_out_what_it_does_not() -> None:
+    view = View().with_member(member(1, "alive", cell="c0", iteration=295, round=5, loss=4.5))
+    coordinates = replace(snapshot(), role="coordinator", view=view)
+    told, measured = status_of(coordinates), metrics(coordinates)
+    assert (told["iteration"], told["round"], told["loss"]) == (295, 5, 4.5)
+    assert (told["tokens"], told["tokens_per_s"], told["recoveries"]) == (None, None, None)
+    found = [measured[f"farflung_{name}"] for name in ("iteration", "round", "loss")]
+    assert found == [295, 5, 4.5]
+    assert not any("tokens" in name or "recoveries" in name or "stages" in name for name in measured)
 
 
 def test_a_loss_that_does_not_exist_yet_is_not_a_perfect_one() -> None:
