@@ -131,7 +131,7 @@ def newest_common(root: Path, stages: Iterable[int], job: str) -> At | None:
     common: set[tuple[At, str]] | None = None
     for stage in stages:
         found = set()
-        for at, path in _candidates(stage_directory(root, stage)):
+        for at, path in _listed(stage_directory(root, stage), {}):
             with suppress(CheckpointError):  # what cannot be read is not there
                 _, meta, _ = _read_manifest(path)
                 if meta.get("job") == job:
@@ -145,15 +145,15 @@ def newest_checkpoint(directory: Path, iteration: int | None = None, rounds: int
 
     Those with a wrong hash are refused, with reasons.
     """
-    refused: list[Refused] = []
-    for at, path in _candidates(directory):
+    refused: dict[Path, Refused] = {}
+    for at, path in _listed(directory, refused):
         if iteration not in (None, at[0]) or rounds not in (None, at[1]):
             continue
         try:
-            return Search(_verified(path), tuple(refused))
+            return Search(_verified(path), tuple(refused.values()))
         except CheckpointError as error:
-            refused.append(Refused(path, str(error)))
-    return Search(None, tuple(refused))
+            refused[path] = Refused(path, str(error))
+    return Search(None, tuple(refused.values()))
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -188,7 +188,7 @@ def _copies_by_cell(
     """Candidates by (iteration and round, cell, stage); their tensors are not looked at yet."""
     copies: dict[tuple[At, str, int], list[Path]] = {}
     for stage in range(stages):
-        for at, path in (c for root in roots for c in _candidates(stage_directory(root, stage))):
+        for at, path in (c for root in roots for c in _listed(stage_directory(root, stage), refused)):
             try:
                 _, meta, _ = _read_manifest(path)
             except CheckpointError as error:
@@ -196,6 +196,15 @@ def _copies_by_cell(
                 continue
             copies.setdefault((at, str(meta.get("cell", "")), stage), []).append(path)
     return copies
+
+
+def _listed(directory: Path, refused: dict[Path, Refused]) -> list[tuple[At, Path]]:
+    """`_candidates`; a directory that cannot be looked through has none, and is among the refused."""
+    try:
+        return _candidates(directory)
+    except CheckpointError as error:
+        refused[directory] = Refused(directory, str(error))
+        return []
 
 
 def _first_whole(paths: Iterable[Path], refused: dict[Path, Refused]) -> Checkpoint | None:
@@ -238,10 +247,17 @@ def _clear_leftovers(directory: Path) -> None:
 
 
 def _candidates(directory: Path) -> list[tuple[At, Path]]:
-    """(iteration and round, path) of what is named so, newest first; one moved aside comes last."""
-    if not directory.is_dir():
+    """(iteration and round, path) of what is named so, newest first; one moved aside comes last.
+
+    Raises CheckpointError if the disk does not say what there is; a directory that is none has nothing.
+    """
+    try:
+        paths = list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    named = ((_NAMED.fullmatch(path.name), path) for path in directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be looked through: {_why(error)}") from error
+    named = ((_NAMED.fullmatch(path.name), path) for path in paths)
     return sorted((((int(match[1]), int(match[2])), path) for match, path in named if match), reverse=True)
 
 

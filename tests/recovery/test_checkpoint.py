@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,3 +280,28 @@ def test_a_model_is_never_put_together_from_before_and_after_an_outer_round(tmp_
     assert (found.iteration, found.round) == (10, 2)
     assert newest_checkpoint(stage_directory(one, 0), 10, 1).found.meta["round"] == 1
     assert newest_checkpoint(stage_directory(one, 0), 10).found.meta["round"] == 2
+
+
+def test_a_disk_that_fails_when_it_is_looked_through_is_refused_not_raised(tmp_path, monkeypatch):
+    """A node, or the coordinator, goes on without its own copies."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for root in (good, bad):
+        write_checkpoint(stage_directory(root, 0), 3, state(3), {"cell": "c0", "job": "j1"})
+    iterdir = Path.iterdir
+
+    def failing(path):
+        if bad in path.parents:
+            raise OSError(errno.EIO, "Input/output error")
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+    search = newest_checkpoint(stage_directory(bad, 0))
+    assert search.found is None
+    (refused,) = search.refused
+    assert refused.reason == f"{stage_directory(bad, 0)} cannot be looked through: Input/output error"
+    found, refusals = assemble([bad, good], 1)
+    assert found.stages[0].path.is_relative_to(good)
+    assert refusals == (refused,)
+    assert newest_common(bad, (0,), "j1") is None
+    with pytest.raises(CheckpointError, match="cannot be looked through"):
+        write_checkpoint(stage_directory(bad, 0), 4, state(4), {})

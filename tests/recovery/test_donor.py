@@ -211,15 +211,6 @@ def test_one_peer_cannot_take_all_the_snapshots():
     assert want(node, "modest", name="stage:5") == [NeedSnapshot("stage:5", None, "modest")]
 
 
-def test_who_must_stand_in_line_though_there_is_room_costs_no_time_until_something_changes():
-    node = Transfer(DonorLimits(snapshots_max=4, snapshots_per_peer_max=2))
-    node.provide(frozen(), 0.0)
-    for stage in (1, 2, 3):
-        want(node, "greedy", name=f"stage:{stage}", now=1.0)
-    node.tick(2.0)
-    assert node.deadline() > 2.0
-
-
 def kinds(effects):
     return [(effect.peer, type(effect.message.body)) for effect in effects]
 
