@@ -278,11 +278,12 @@ class Lobby:
             serial=self.ledger.serial,
             now_wall=now_wall,
         )
+        joined = Noted("joined", {"peer": node[:12], "role": role, "address": client.address})
         return [
             KeepLedger(self.ledger),
             Admitted(certificate, request.gossip, request.work),
             Reply(self._welcome(data, members, now_wall)),
-            Noted("joined", {"peer": node[:12], "role": role, "address": client.address}),
+            *([] if request.certificate else [joined]),  # who has one only asks again
         ]
 
     def _entitled(
