@@ -12,6 +12,8 @@ from swarm.daemon.options import UserError
 from swarm.job import Job, load_job, what_is_wrong
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+SIZE_MAX = 1 << 50
+"""More than a machine has, and messages have room for the number."""
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -32,4 +34,9 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UserError(f"{text!r} is not a size: write it as 8G or 500M")
-    return int(float(match[1]) * 1024 ** _POWER[match[2].lower()])
+    size = float(match[1]) * 1024 ** _POWER[match[2].lower()]
+    if not 1 <= size <= SIZE_MAX:
+        raise UserError(
+            f"{text[:40]!r} is no size of a memory: write it as 8G or 500M, or leave it out for all"
+        )
+    return int(size)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from swarm.daemon.options import UserError
 from swarm.daemon.typed import parse_size
 
 
@@ -10,3 +11,9 @@ from swarm.daemon.typed import parse_size
 )
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["0", "0.5", "9999999T", "9" * 400, "-1", "much", "8 G G"])
+def test_a_size_that_no_memory_has_is_one_sentence(text: str) -> None:
+    with pytest.raises(UserError, match=r"is (no|not a) size.*: write it as 8G or 500M"):
+        parse_size(text)
