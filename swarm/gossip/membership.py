@@ -28,8 +28,6 @@ from transport.machine import Effect, NodeId, Send
 from transport.wire import Message, Signed
 
 Look = Callable[[NodeId, Choose, float], Sequence[Send]]
-SEEDS = 3
-"""Members that a newcomer asks for their views, besides the first it was told of."""
 NOTICES_MAX = 1024
 """Topics remembered; a notice of a further one is refused."""
 
@@ -76,10 +74,7 @@ class Membership:
         self._spreading.expected = len(records)
         effects = [e for signed in records for e in self._learn(signed, self.me, now, told=True)]
         self._spreading.settle()
-        # A large swarm's view is large: one is enough, and comparisons with others follow soon.
-        small = self._spreading.small
-        peers = [*list(self.register.rows)[:small], *self._spreading.some_live(SEEDS if small else 1)]
-        return [*self._announce(), *effects, *self._spreading.compare(peers)]
+        return [*self._announce(), *effects, *self._spreading.meet(list(self.register.rows))]
 
     def set_facts(self, facts: Facts, now: float) -> Sequence[Effect]:
         """Advertise these facts: at once if its place changes, else not more often than `facts_s`."""

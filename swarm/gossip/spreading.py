@@ -44,6 +44,8 @@ CALLED = 4
 """Dead ones that a member of a small swarm calls in a `push_pull_s`: few remember them but it."""
 MOURNERS = 16
 """Members that tell of a death, on average: everyone buries by its own timer, and the others know."""
+SEEDS = 3
+"""Members that a newcomer asks for their views, besides the first it was told of."""
 ANSWER_S = 1.0
 """Between two comparisons for the same member; asking more often gets nothing."""
 ANSWERED_MAX = 4096
@@ -248,6 +250,17 @@ class Spreading:
         pages = paged(self._differing(buckets, body.newcomer, body.whole), PAGE_BYTES)
         sends = [Send(peer, Message(Exchange().model_copy(update=page.fields()))) for page in pages if page]
         return [*sends, *(self.compare([peer], answer=False) if body.answer else ())]
+
+    def meet(self, met: Sequence[NodeId]) -> list[Send]:
+        """Ask members that this node has just been told of, the first of them first, for their views.
+
+        The first has admitted this node, and no other hears it before that one has told of it.
+        A large swarm's view is large: one is enough, and comparisons with others follow soon.
+        """
+        if self.small:
+            return self.compare([*met[:1], *self.some_live(SEEDS)])
+        hello = Message(Spread(records=(self._own.signed,)))
+        return [*(Send(peer, hello) for peer in met[:1]), *self.compare(self.some_live(1))]
 
     def some_live(self, count: int) -> list[NodeId]:
         """So many random members that nobody suspects."""

@@ -47,6 +47,15 @@ def run_until(membership: Membership, kind: type[Body], limit_s: float = 60.0) -
     raise AssertionError(f"no {kind.__name__} within {limit_s} s")
 
 
+@pytest.mark.parametrize("others", [3, 60])
+def test_a_newcomer_shows_itself_to_whoever_admitted_it(others: int) -> None:
+    """Nobody else hears it before that one has told of it: its links know no stranger."""
+    for seed in range(8):
+        membership = machine(0, seed=seed)
+        effects = membership.seed([signed_record(record_of(i)) for i in range(1, others + 1)], 0.0)
+        assert A in {peer for kind in (Spread, Compare) for peer, _ in sends(effects, kind)}
+
+
 def status(membership: Membership, node: NodeId = A) -> str | None:
     return membership.view.status(node)
 
