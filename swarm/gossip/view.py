@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -118,7 +119,7 @@ class Member:
         return self.status == "alive"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """An immutable table of members, by node id. Every query is in node-id order."""
 
@@ -134,7 +135,12 @@ class View:
 
     def live(self) -> tuple[Member, ...]:
         """Live workers."""
-        return self._sorted(m for m in self.members.values() if m.live and m.record.role == "worker")
+        return self._live
+
+    @cached_property
+    def _live(self) -> tuple[Member, ...]:
+        found = (m for m in self.members.values() if m.live and m.record.role == "worker")
+        return tuple(sorted(found, key=lambda m: m.record.node))
 
     def cell(self, name: str) -> tuple[Member, ...]:
         """Live workers of a cell."""
@@ -156,7 +162,3 @@ class View:
         """Our verdict on a node, None if it was never heard of."""
         member = self.members.get(node)
         return member.status if member else None
-
-    @staticmethod
-    def _sorted(members: Iterable[Member]) -> tuple[Member, ...]:
-        return tuple(sorted(members, key=lambda m: m.record.node))
