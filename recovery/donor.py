@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
-from recovery.snapshot import HASH_BYTES, Chunk, Get, Manifest, NotHere, Queued, Snapshot, Want
+from recovery.snapshot import HASH_BYTES, Chunk, Get, Manifest, NotHere, Queued, Snapshot, Unwanted, Want
 from transport.machine import Effect, NodeId, Send
 from transport.patience import Patience
 from transport.wire import Message, TensorSpec
@@ -159,6 +159,15 @@ class Donor:
         held.used_at = now
         chunks = [Send(peer, _chunk_of(held.snapshot, index)) for index in range(get.first, last)]
         return [*chunks, *self._take_next(now)]
+
+    def on_unwanted(self, peer: NodeId, unwanted: Unwanted, now: float) -> list[Effect]:
+        """A taker gave up what it had asked for: it neither waits nor draws on it any more."""
+        if unwanted.name:
+            self._forget(lambda w: (w.peer, w.name) == (peer, unwanted.name))
+        for digest, held in self._open.items():
+            if unwanted.name == held.snapshot.name or unwanted.digest == digest:
+                held.drawing.pop(peer, None)
+        return self._take_next(now)
 
     def provide(self, snapshot: Snapshot, now: float) -> list[Effect]:
         """Keep a snapshot and answer those who waited for it."""

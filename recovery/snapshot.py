@@ -79,6 +79,15 @@ class Queued(Body):
     name: StateName
 
 
+class Unwanted(Body):
+    """Taker -> donor: I fetch no such state (or nothing of this digest) any more; wait for me no longer."""
+
+    kind: ClassVar[str] = "unwanted"
+
+    name: Annotated[str, Field(max_length=64)] = ""
+    digest: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
+
+
 class Get(Body):
     """Taker -> donor: send chunks first, first + 1, ... of this state."""
 

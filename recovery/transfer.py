@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 from recovery.donor import Donor, DonorLimits
 from recovery.fetch import Fetch, FetchOptions
-from recovery.snapshot import Chunk, Get, Manifest, NotHere, Queued, Snapshot, Want
-from transport.machine import Effect, NodeId
+from recovery.snapshot import Chunk, Get, Manifest, NotHere, Queued, Snapshot, Unwanted, Want
+from transport.machine import Effect, NodeId, Send
 from transport.wire import Body, Message, TensorSpec
 
-TRANSFER_KINDS: tuple[type[Body], ...] = (Want, Queued, Manifest, NotHere, Get, Chunk)
+TRANSFER_KINDS: tuple[type[Body], ...] = (Want, Unwanted, Queued, Manifest, NotHere, Get, Chunk)
 """Spoken on the work link."""
 
 
@@ -83,6 +83,8 @@ class Transfer:
         match message.body:
             case Want() as want:
                 return self._donor.on_want(peer, want, now)
+            case Unwanted() as unwanted:
+                return self._donor.on_unwanted(peer, unwanted, now)
             case Get() as get:
                 return self._donor.on_get(peer, get, now)
             case body:
@@ -113,7 +115,7 @@ class Transfer:
                 case Chunk() if (data := _only_buffer(message)) is not None:
                     return fetch.on_chunk(peer, body.index, data, now)
         self.dropped[body.kind] += 1
-        return []
+        return _declined(peer, body) if fetch is None else []
 
     def _concerned(self, body: Body) -> Fetch | None:
         """The fetch that a donor's message is about."""
@@ -136,6 +138,16 @@ class Transfer:
         if sum(fetch.started for fetch in self._fetches.values()) >= self._options.at_once:
             return None
         return next((fetch for fetch in self._fetches.values() if not fetch.started), None)
+
+
+def _declined(peer: NodeId, body: Body) -> list[Effect]:
+    """Tell a donor that what it keeps for us, or keeps us in line for, is fetched no more."""
+    match body:
+        case Manifest() | Queued():
+            return [Send(peer, Message(Unwanted(name=body.name)))]
+        case Chunk():
+            return [Send(peer, Message(Unwanted(digest=body.digest)))]
+    return []
 
 
 def _only_buffer(message: Message) -> memoryview | None:

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from recovery.donor import DonorLimits, NeedSnapshot
-from recovery.snapshot import Chunk, Get, Manifest, NotHere, Queued, Want, take_snapshot
+from recovery.snapshot import Chunk, Get, Manifest, NotHere, Queued, Want, describe, take_snapshot
 from recovery.transfer import Transfer
 from transport.machine import Send
 from transport.wire import Message
@@ -209,6 +209,22 @@ def test_one_peer_cannot_take_all_the_snapshots():
     answers = [want(node, "greedy", name=f"stage:{i}") for i in range(3)]
     assert [type(effect) for (effect,) in answers] == [NeedSnapshot, NeedSnapshot, Send]
     assert want(node, "modest", name="stage:5") == [NeedSnapshot("stage:5", None, "modest")]
+
+
+def test_who_gave_up_a_state_neither_waits_for_it_nor_keeps_it_from_others():
+    """Its next fetch would else stand in line behind its own last one."""
+    node, taker = Transfer(DonorLimits(snapshots_max=1)), Transfer()
+    snapshot = frozen()
+    taker.fetch("stage:0", ["donor"], describe(state(1)), 0.0)
+    want(node, "t")
+    (manifest,) = node.provide(snapshot, 0.0)
+    want(node, "t1", name="stage:1")
+    taker.cancel("stage:0")
+    (answer,) = taker.handle("donor", manifest.message, 0.1)
+    assert node.handle("t", answer.message, 0.2) == [NeedSnapshot("stage:1", None, "t1")]
+    (answer,) = taker.handle("donor", Message(Queued(name="stage:1")), 0.3)
+    node.handle("t1", answer.message, 0.4)
+    assert not node.is_waited_for("stage:1", None)
 
 
 def kinds(effects):

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from recovery.donor import DonorLimits, NeedSnapshot
 from recovery.fetch import DonorDropped, Fetched, FetchFailed, FetchOptions
-from recovery.snapshot import Chunk, Get, Manifest, NotHere, Queued, Want, describe, take_snapshot, to_tensors
+from recovery.snapshot import (
+    Chunk,
+    Get,
+    Manifest,
+    NotHere,
+    Queued,
+    Unwanted,
+    Want,
+    describe,
+    take_snapshot,
+    to_tensors,
+)
 from recovery.transfer import TRANSFER_KINDS, Transfer
 from transport.machine import Send
 from transport.wire import Message, Schema, TensorSpec, WireError, check_buffers
@@ -361,11 +372,11 @@ def test_chunks_on_their_way_never_exceed_the_window():
     assert most == 4
 
 
-def test_messages_that_belong_to_no_fetch_are_counted():
+def test_messages_that_belong_to_no_fetch_are_counted_and_their_sender_is_told():
     node = Transfer()
     spec = TensorSpec(name="chunk", shape=(4,), dtype="uint8", nbytes=4)
     chunk = Message(Chunk(tensors=(spec,), digest="0" * 32, index=0), (b"1234",))
-    assert node.handle("a", chunk, 0.0) == []
+    assert node.handle("a", chunk, 0.0) == [Send("a", Message(Unwanted(digest="0" * 32)))]
     assert node.handle("a", Message(NotHere(name="x", reason="no")), 0.0) == []
     assert node.dropped == {"chunk": 1, "not_here": 1}
 

@@ -14,8 +14,11 @@ from cell_world import COORDINATOR, CellNode, Cells, corpus_of, run_cells, small
 from recovery.checkpoint import Meta, stage_directory, write_checkpoint
 from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf
 from swarm.daemon.bridges import MemoryBridge
+from swarm.daemon.genesis import solo_founding
 from swarm.daemon.restore import Restored
+from swarm.daemon.training_setup import TrainingSetup
 from swarm.job import Job
+from swarm.messages import Restore
 from swarm.pipeline.computing import stage_size
 from swarm.pipeline.model import preset
 from swarm.pipeline.stage import Stage
@@ -158,15 +161,31 @@ def test_a_node_that_cannot_write_down_that_it_enters_waits_and_says_so(
     resume_on_one_fresh_node(tmp_path, scenario)
 
 
-def test_what_a_founding_collects_is_given_up_when_a_leader_has_use_for_the_node(tmp_path: Path) -> None:
+def test_what_a_founding_collects_is_given_up_when_a_leader_has_use_for_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the last of it would put the node from the cell it is in into another."""
+    monkeypatch.setattr(TrainingSetup, "wrong_with_order", lambda *_: "")
 
     async def scenario(cells: Cells, node: CellNode, _: Path) -> None:
         half = node.half
         await cells.until(lambda: half.founding.busy, step_s=0.001)
-        half.founding.set_aside()
-        assert not half.restoring.busy
-        assert half.transfer.fetching == ()
-        await cells.finish(10.0)
+        sign = COORDINATOR.signing_in(cells.job.digest)
+        about: dict[str, Any] = {"iteration": 4, "rounds": 0, "cells": (), "wall_s": 1.0}
+        order = Restore(
+            cell="c9",
+            slot=3,
+            term=1,
+            stage=0,
+            how="holder",
+            donors=(COORDINATOR.node,),
+            same_state=False,
+            decided=solo_founding(cells.job, COORDINATOR.node, sign, **about),
+            reason="",
+        )
+        half.standing.ordered(COORDINATOR.node, order, asyncio.get_running_loop().time())
+        assert half.restoring.busy == (0,)
+        assert half.transfer.fetching == ("stage:0",)
+        await cells.finish(30.0)  # an archive has no such state: the order came to nothing
 
     resume_on_one_fresh_node(tmp_path, scenario)
