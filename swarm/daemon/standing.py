@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from swarm.daemon.donating import local_state
+from swarm.daemon.founders import fit_to_found
 from swarm.daemon.likeness import Likeness
 from swarm.daemon.restore import Restored, ready
 from swarm.gossip.view import Member
@@ -25,6 +26,8 @@ BEHIND_ITERATIONS = 3
 ASK_EVERY_S = 1.0
 LEFT_BEHIND_S = 5.0
 """How long members must have gone on under another name: a record that names this node may be on its way."""
+REASON_CHARS = 200
+"""Of what a node waits for: as many as the other half takes."""
 UNPLACED_ITERATIONS = 3
 """Iterations of a cell after which a taker that no roster names is nobody's any more."""
 
@@ -43,7 +46,13 @@ class Standing:
 
     def waiting_for(self) -> str:
         """One sentence for the status of a node that does not train, else empty."""
-        return "" if self._half.trainer else self._half.founding.why
+        half = self._half
+        if half.trainer is not None:
+            return ""
+        short = ""
+        if half.setup.memory_bytes and not half.founding.told:
+            _, short = fit_to_found(half.view, half.setup.job, half.setup.stage_sizes())
+        return f"{half.founding.why}; {short}"[:REASON_CHARS] if short else half.founding.why
 
     def look(self, now: float) -> None:
         """What may have come due: a kept order, a cell that went on without this node, a founding."""

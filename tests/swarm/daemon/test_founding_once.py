@@ -11,7 +11,7 @@ from swarm.daemon.coordinator import find_checkpoint, found_once
 from swarm.daemon.genesis import read_genesis, solo_founding
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.daemon.options import UserError
-from swarm.gossip.view import Member, MemberRecord, View
+from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.job import Job
 from swarm.pipeline.records import read_record
 from transport.identity import Identity
@@ -32,7 +32,7 @@ class Half:
 
     def __init__(self, *, dies: bool = False) -> None:
         node = Identity.create(random.Random(2)).node
-        record = MemberRecord.model_construct(node=node, incarnation=1, seq=1)
+        record = MemberRecord.model_construct(node=node, incarnation=1, seq=1, facts=Facts(platform="test"))
         self.view = View({NodeId(node): Member(record, "alive")})
         self.dies = dies
         self.published: list[tuple[int, Signed]] = []
