@@ -149,10 +149,22 @@ def is_over(swarm: RealSwarm, tally: Tally) -> bool:
     """
     running = [swarm.children[name].node for name in swarm.alive if name != "coordinator"]
     if not running and not tally.finished:
-        words = "\n".join(swarm.log(name) for name in swarm.children).strip()[-500:]
-        raise UserError(f"every node ended before the job was finished; the last words: {words}")
+        raise UserError(f"every node ended before the job was finished: {last_words(swarm)}")
     holders = {node for node in running if node in tally.nodes and tally.nodes[node].stages}
     return bool(tally.finished) and holders <= tally.finished
+
+
+def last_words(swarm: RealSwarm) -> str:
+    """Of every process that is gone: that it was killed, or the error that it ended with."""
+    words = []
+    for name in swarm.children:
+        lines = swarm.log(name).strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+        if name in swarm.killed:
+            words.append(f"{name} was killed")
+        elif name not in swarm.alive:
+            words.append(f"{name} said {errors[-1] if errors else 'nothing'}")
+    return "; ".join(words)
 
 
 def choose_victim(swarm: RealSwarm, tally: Tally, kind: str) -> str:

@@ -96,9 +96,12 @@ def test_a_standby_is_not_waited_for() -> None:
 
 
 def test_nodes_that_end_early_are_one_sentence() -> None:
-    swarm, tally = swarm_of(a=(0,))
+    swarm, tally = swarm_of(a=(0,), b=(1,))
     swarm.alive.remove("a")
-    with pytest.raises(UserError, match="why it ended"):
+    swarm.alive.remove("b")
+    swarm.killed.append("b")
+    swarm.log = lambda name: "error: why it ended\nin cell c0"
+    with pytest.raises(UserError, match=r"finished: a said error: why it ended; b was killed$"):
         is_over(swarm, tally)
 
 
