@@ -29,13 +29,10 @@ def state_bytes(parameters: int) -> int:
 def fit_to_found(view: View, job: Job, sizes: Sequence[int]) -> tuple[View, str]:
     """The live workers without those whose share would not fit, and what the first of these lacks.
 
-    Who has not said on what it computes has not said what it may hold either: its training half
-    reads the job's text still, and could not begin.
-
     sizes: parameters of each stage. Whoever is left out leaves more to the others, so they are
     asked again. Memory 0 is not asked.
     """
-    here, why = {member.node: member for member in view.live() if member.facts.platform}, ""
+    here, why = {member.node: member for member in view.live()}, ""
     while here:
         founders = [Founder(member.node, member.facts.speed_flops) for member in here.values()]
         short = []

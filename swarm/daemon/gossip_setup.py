@@ -10,7 +10,7 @@ from swarm.daemon.bridge import Progress
 from swarm.daemon.trust import Trust
 from swarm.events import Emit
 from swarm.gossip.config import GossipConfig
-from swarm.gossip.view import MemberRecord, Role, View
+from swarm.gossip.view import Facts, MemberRecord, Role, View
 from swarm.job import Job
 from transport.identity import Identity
 from transport.wire import Signed
@@ -45,8 +45,13 @@ class GossipSetup:
         rng: random.Random,
         wall: Callable[[], float],
         emit: Emit,
+        memory_bytes: int = 0,
     ) -> GossipSetup:
-        """The setup of an admitted member that listens at these addresses."""
+        """The setup of an admitted member that listens at these addresses.
+
+        memory_bytes: what it may hold, said from the first: its training half reads the job's text
+        for as long as that takes, and a founding does not wait for it.
+        """
         record = MemberRecord(
             job=job.digest,
             node=identity.node,
@@ -57,6 +62,7 @@ class GossipSetup:
             work=work,
             curve_key=identity.curve_public,
             certificate=certificate,
+            facts=Facts(memory_bytes=memory_bytes),
         )
         return cls(
             record=record,

@@ -26,7 +26,7 @@ from swarm.daemon.links import open_link
 from swarm.daemon.lock import lock_directory
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.options import NodeOptions, UserError
-from swarm.daemon.process import GOSSIP_SLICE_NS, choose_slice
+from swarm.daemon.process import GOSSIP_SLICE_NS, choose_slice, memory_total_bytes
 from swarm.daemon.rejoining import keep_in_touch
 from swarm.daemon.renewing import ASK_S, keep_certified
 from swarm.daemon.status import StatusServer, serve_status
@@ -155,6 +155,7 @@ class Node:
                 rng=random.Random(),
                 wall=wall_time,
                 emit=emit,
+                memory_bytes=options.memory_bytes or memory_total_bytes(),
             )
             half = GossipHalf(setup, link, bridge)
             half.seed((*welcomed.members, *read_members(options.data_dir)))

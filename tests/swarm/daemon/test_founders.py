@@ -13,7 +13,7 @@ WHOLE = sum(map(state_bytes, SIZES))
 JOB = Job()
 
 
-def view(*limits: int, platform: str = "test") -> View:
+def view(*limits: int) -> View:
     members = {}
     for index, limit in enumerate(limits):
         record = MemberRecord(
@@ -25,7 +25,7 @@ def view(*limits: int, platform: str = "test") -> View:
             work="",
             curve_key="",
             certificate=b"",
-            facts=Facts(memory_bytes=limit, platform=platform),
+            facts=Facts(memory_bytes=limit),
         )
         members[NodeId(record.node)] = Member(record, "alive")
     return View(members)
@@ -40,10 +40,6 @@ def test_a_node_alone_must_hold_every_stage() -> None:
 
 def test_who_does_not_know_its_memory_is_not_asked() -> None:
     assert len(fit_to_found(view(0), JOB, SIZES)[0].live()) == 1
-
-
-def test_a_node_that_has_not_said_on_what_it_computes_is_not_ready() -> None:
-    assert fit_to_found(view(WHOLE, platform=""), JOB, SIZES)[0].live() == ()
 
 
 def test_what_one_cannot_hold_falls_to_the_others_if_they_can() -> None:

@@ -32,7 +32,7 @@ class Half:
 
     def __init__(self, *, dies: bool = False) -> None:
         node = Identity.create(random.Random(2)).node
-        record = MemberRecord.model_construct(node=node, incarnation=1, seq=1, facts=Facts(platform="test"))
+        record = MemberRecord.model_construct(node=node, incarnation=1, seq=1, facts=Facts())
         self.view = View({NodeId(node): Member(record, "alive")})
         self.dies = dies
         self.published: list[tuple[int, Signed]] = []
