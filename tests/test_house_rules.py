@@ -4,6 +4,7 @@ import ast
 import io
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +111,9 @@ def test_no_test_sleeps_by_the_clock(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) != "time" + ".sleep", f"{name(path)}:{node.lineno}"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Python knows a test by its file's name: the second would not be collected, nor anything after it."""
+    names = Counter(path.name for path in TESTS if path.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
