@@ -30,7 +30,7 @@ def fit_to_found(view: View, job: Job, sizes: Sequence[int]) -> tuple[View, str]
     """The live workers without those whose share would not fit, and what the first of these lacks.
 
     sizes: parameters of each stage. Whoever is left out leaves more to the others, so they are
-    asked again. Memory 0 is not asked.
+    asked again. Who does not know what it may hold, 0, is not.
     """
     here, why = {member.node: member for member in view.live()}, ""
     while here:

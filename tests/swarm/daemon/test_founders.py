@@ -1,11 +1,16 @@
 """Nobody is given at a founding what its memory cannot hold."""
 
+import random
+
 import pytest
 
 from swarm.daemon.founders import check_memory, fit_to_found, state_bytes
+from swarm.daemon.gossip_setup import GossipSetup
 from swarm.daemon.options import UserError
+from swarm.gossip.config import volunteer_wan
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.job import Job
+from transport.identity import Identity
 from transport.machine import NodeId
 
 SIZES = (1 << 20, 1 << 19, 1 << 19, 1 << 19)
@@ -47,6 +52,25 @@ def test_what_one_cannot_hold_falls_to_the_others_if_they_can() -> None:
     assert [member.node for member in fit.live()] == [f"{0:064x}"]
     assert short.startswith("node 00000000 may hold 1.0 KiB of the ")
     assert fit_to_found(view(WHOLE // 2, 1024), JOB, SIZES)[0].live() == ()
+
+
+def test_a_node_says_from_its_first_record_what_it_may_hold() -> None:
+    setup = GossipSetup.for_member(
+        Identity.create(random.Random(1)),
+        b"",
+        role="worker",
+        job=JOB,
+        root_key=bytes(32),
+        gossip="",
+        work="",
+        incarnation=1,
+        config=volunteer_wan(),
+        rng=random.Random(1),
+        wall=lambda: 0.0,
+        emit=lambda event: None,
+        memory_bytes=1024,
+    )
+    assert setup.record.facts.memory_bytes == 1024
 
 
 def test_a_node_that_can_hold_no_stage_at_all_is_told_so() -> None:
