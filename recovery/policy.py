@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 How = Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint", "seed", "none"]
+SEED_AFTER_S = 10.0
+"""How long a stage with no source must be lost before it goes on from the seed: a checkpoint may be on its
+way to the archive, or the word of it on its way here."""
 TRIES = 2
 """Orders of one source that come to nothing before the next is tried; one may be its taker's fault."""
 
@@ -37,6 +40,7 @@ class LossFacts:
     checkpoint_iteration: newest checkpoint of the stage that the cell can read, None if none.
     no_archive: whoever keeps checkpoints is there and says that it has none. If it is not there,
         it may come back with one, and the stage waits for it.
+    lost_s: since when the stage has no holder.
     failed: how often each source was ordered in vain since the stage was lost.
     policy: the job's `recovery.policy`.
     """
@@ -49,6 +53,7 @@ class LossFacts:
     live: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     checkpoint_iteration: int | None = None
     no_archive: bool = False
+    lost_s: float = 0.0
     failed: Mapping[How, int] = field(default_factory=dict)
     policy: Literal["auto", "checkfree"] = "auto"
 
@@ -81,7 +86,7 @@ def decide(facts: LossFacts) -> Decision:
     kept_first = (_holder, _other_cell, _plus_copy, _checkfree, _checkpoint)
     sources = kept_first if facts.policy == "auto" else rebuilt_first
     found = [decision for source in sources if (decision := source(facts)) is not None]
-    if not found and facts.no_archive:
+    if not found and facts.no_archive and facts.lost_s >= SEED_AFTER_S:
         reason = f"{_nothing_left(facts)}; training goes on from what the job's seed gives the stage."
         return Decision("seed", (), reason)
     if not found:

@@ -6,14 +6,14 @@ Every node keeps one, so that whoever leads next knows since when a stage is los
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from swarm.events import EventKind, Noted
 from swarm.gossip.view import Member, View
 from swarm.messages import CellRecord, Ready, Restore, Roster
 from swarm.pipeline.asking import Asking
-from swarm.planning.placement import Place, Placement
+from swarm.planning.placement import Asked, Place, Placement
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message, Signed
 
@@ -174,7 +174,7 @@ class Appointments:
         """Orders for what the placement wants and nobody is at work on yet."""
         self._expire(now)
         under_way = {stage for _, stage in (*self._pending, *self._ready)}
-        asked = self._asking.asked((n for n, _ in self._pending), self.leaving, now)
+        asked = self._asked((n for n, _ in self._pending), now)
         wanted = record.model_copy(update={"roster": roster})
         effects: list[Effect] = []
         for placed in self._place(self._view, wanted, asked):
@@ -197,8 +197,12 @@ class Appointments:
 
     def placeable(self, record: CellRecord, now: float) -> set[int]:
         """Stages of a roster that could be had from somewhere, were they ordered now."""
-        wanted = self._place(self._view, record, self._asking.asked((), self.leaving, now))
+        wanted = self._place(self._view, record, self._asked((), now))
         return {placement.stage for placement in wanted}
+
+    def _asked(self, busy: Iterable[NodeId], now: float) -> Asked:
+        lost_s = {stage: now - since for stage, since in self._lost.items()}
+        return replace(self._asking.asked(busy, self.leaving, now), lost_s=lost_s)
 
     def _expire(self, now: float) -> None:
         for key, order in list(self._pending.items()):

@@ -97,6 +97,7 @@ class Orders:
             live={k: tuple(row) for k, row in enumerate(record.roster) if row},
             checkpoint_iteration=archived or None,
             no_archive=bool(archives) and not archived,
+            lost_s=asked.lost_s.get(stage, 0.0),
             failed={how: count for (of, how), count in asked.failed.items() if of == stage},
             policy=self._job.recovery.policy,
         )

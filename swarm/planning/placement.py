@@ -42,13 +42,15 @@ class Asked:
 
     busy: nodes not to be asked now. leaving: members on their way out. failed: (stage, source) ->
     how many orders came to nothing since the stage was lost. passed_over: standbys that no cell
-    has taken for so long that the one they would be better in does not exist.
+    has taken for so long that the one they would be better in does not exist. lost_s: seconds
+    since a stage lost its last holder.
     """
 
     busy: frozenset[NodeId] = frozenset()
     leaving: frozenset[NodeId] = frozenset()
     failed: Mapping[tuple[int, How], int] = field(default_factory=dict)
     passed_over: frozenset[NodeId] = frozenset()
+    lost_s: Mapping[int, float] = field(default_factory=dict)
 
 
 Place = Callable[[View, CellRecord, Asked], tuple[Placement, ...]]

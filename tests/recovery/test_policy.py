@@ -34,10 +34,16 @@ def without(*names):
         (left(1, stages=2, live={}, **without("holders", "other_cells")), "checkpoint", ()),
         (left(2, live={}), "none", ()),
         (left(0), "none", ()),
-        (left(2, live={}, no_archive=True), "seed", ()),
-        (left(0, no_archive=True), "seed", ()),
-        (left(2, no_archive=True), "checkfree", ("n1", "n3")),
-        (left(0, no_archive=True, plus_copies=("copy",), failed={"plus_copy": 99}), "plus_copy", ("copy",)),
+        (left(2, live={}, no_archive=True, lost_s=9.9), "none", ()),
+        (left(2, live={}, no_archive=True, lost_s=10.0), "seed", ()),
+        (left(0, no_archive=True, lost_s=10.0), "seed", ()),
+        (left(0, lost_s=1e6), "none", ()),
+        (left(2, no_archive=True, lost_s=99.0), "checkfree", ("n1", "n3")),
+        (
+            left(0, no_archive=True, lost_s=99.0, plus_copies=("copy",), failed={"plus_copy": 99}),
+            "plus_copy",
+            ("copy",),
+        ),
     ],
 )
 def test_auto_takes_the_first_source_that_is_left(facts, how, donors):

@@ -72,7 +72,7 @@ def test_a_killed_node_that_comes_back_is_the_same_node_and_takes_part() -> None
     played.assert_well()
     node = played.world.nodes[2].node
     lives = [event.fields["incarnation"] for event in played.of("started") if event.node == node]
-    assert lives == [1, 2]
+    assert len(lives) == 2 and lives[0] < lives[1]
     holders = played.commits()[-1].fields["holders"]
     everyone = {
         name
@@ -111,8 +111,8 @@ def test_leaders_that_are_back_before_they_are_missed_are_followed_by_others(see
 
 
 def test_ends_without_a_copy_come_back_from_the_last_checkpoint() -> None:
-    job = small_job(nodes=4, cells=1, iterations=12, checkpoint_every=2, plus_copies=False)
-    played = play(job, fault("crash", "holders:0", at_iteration=7))
+    job = small_job(nodes=4, cells=1, iterations=20, checkpoint_every=6, plus_copies=False)
+    played = play(job, fault("crash", "holders:0", at_iteration=14))
     played.assert_well()
     (recovered,) = played.of("recovered")
     assert (recovered.fields["stage"], recovered.fields["how"]) == (0, "checkpoint")
