@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -102,6 +103,26 @@ def coordinator_run(
 
     options = CoordinatorOptions(directory=directory, host=host, status_port=status_port, resume=resume)
     raise typer.Exit(run_coordinator(options))
+
+
+@coordinator.command("grant")
+def coordinator_grant(
+    directory: JobDirectory,
+    root: Annotated[
+        Path | None, typer.Option(help="The file with the root key; else root.json of the directory.")
+    ] = None,
+    days: Annotated[float, typer.Option(help="From now on.")] = 90,
+    as_json: Json = False,
+) -> None:
+    """Let the job's run key admit nodes for longer. Needs the root key; then start the coordinator anew.
+
+    Example: farflung coordinator grant run1 --root /media/safe/root.json
+    """
+    from swarm.daemon.jobdir import grant_again
+
+    until = grant_again(directory, root or directory / "root.json", days=days)
+    day = datetime.fromtimestamp(until, UTC).date().isoformat()
+    print_json({"until": day}) if as_json else print(f"The run key admits nodes until {day}.")
 
 
 @app.command()

@@ -45,7 +45,9 @@ from transport.identity import (
 from transport.invitation import INVITATION_PREFIX, Invitation, InvitationError, parse_invitation
 from transport.wire import Signed
 
-RUN_KEY_DAYS = 365.0
+RUN_KEY_DAYS = 90.0
+"""How long the run key may admit nodes before whoever has the root key must say so again."""
+GRANT_DAYS_MAX = 366.0
 NODE_ID_CHARS = 64
 SHOWN_CHARS = 12
 _NODE_ID = re.compile(r"[0-9a-f]{64}")
@@ -151,7 +153,7 @@ def init_job(
         raise UserError(f"{directory} is not empty: a job needs a directory of its own")
     check_dialable(host)
     root, run = SigningKey.create(rng), SigningKey.create(rng)
-    grant = sign_grant(root, _grant_of(job, run, wall_time()))
+    grant = sign_grant(root, _grant_of(job, run, wall_time() + RUN_KEY_DAYS * DAY_S))
     keys = _KeysFile(
         root_public=root.public_key.hex(),
         run_key=run.secret.hex(),
@@ -163,6 +165,28 @@ def init_job(
         _write_all(directory, job, root, keys, Identity.create(rng))
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}") from None
+
+
+def grant_again(directory: Path, root: Path, *, days: float = RUN_KEY_DAYS) -> float:
+    """Let the job's run key admit nodes for so many days from now. Returns until when, wall seconds.
+
+    root: the file with the root key, wherever it is kept. Certificates that are renewed from then
+    on carry the new grant. Raises UserError.
+    """
+    if not 0 < days <= GRANT_DAYS_MAX:
+        raise UserError(f"a run key is granted for more than 0 and at most {GRANT_DAYS_MAX:g} days")
+    job = open_job(directory).job
+    keys = _read(_KeysFile, directory / "keys.json")
+    key = SigningKey(bytes.fromhex(_read(_RootFile, root).ed25519))
+    if key.public_key.hex() != keys.root_public:
+        raise UserError(f"{root} is the root key of another job")
+    until = wall_time() + days * DAY_S
+    grant = sign_grant(key, _grant_of(job, SigningKey(bytes.fromhex(keys.run_key)), until))
+    try:
+        _write(directory / "keys.json", keys.model_copy(update={"grant": pack_payload(grant).hex()}))
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}") from None
+    return until
 
 
 def open_job(directory: Path) -> JobDir:
@@ -258,9 +282,8 @@ def _certify_own(authority: Authority, identity: Identity, now_wall: float) -> t
     return authority.certify(identity.public_key, binding, role="coordinator", serial=0, now_wall=now_wall)
 
 
-def _grant_of(job: Job, run: SigningKey, now: float) -> RunKeyGrant:
-    not_after = int(now + RUN_KEY_DAYS * DAY_S)
-    return RunKeyGrant(job=job.digest, job_name=job.name, run_key=run.public_key, not_after=not_after)
+def _grant_of(job: Job, run: SigningKey, until: float) -> RunKeyGrant:
+    return RunKeyGrant(job=job.digest, job_name=job.name, run_key=run.public_key, not_after=int(until))
 
 
 def _write_all(directory: Path, job: Job, root: SigningKey, keys: _KeysFile, own: Identity) -> None:

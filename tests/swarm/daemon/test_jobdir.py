@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from swarm.daemon.admission import Ledger
-from swarm.daemon.jobdir import init_job, make_invitation, open_job, revoke
+from swarm.daemon.jobdir import grant_again, init_job, make_invitation, open_job, revoke
 from swarm.daemon.options import UserError
 from swarm.daemon.revoking import RevokedList
 from swarm.events import wall_time
@@ -61,6 +61,23 @@ def test_keys_are_for_their_owner_alone(made: Path) -> None:
 def test_nothing_needs_the_root_key_once_the_job_is_made(made: Path) -> None:
     (made / "root.json").unlink()
     assert parse_invitation(make_invitation(made).text).root_key == open_job(made).root_key
+
+
+def test_the_root_key_lets_the_run_key_go_on_from_wherever_it_is_kept(made: Path, tmp_path: Path) -> None:
+    before, kept = open_job(made).authority, tmp_path / "safe.json"
+    (made / "root.json").rename(kept)
+    until = grant_again(made, kept, days=200)
+    after = open_job(made).authority
+    assert after.granted.not_after == int(until) > before.granted.not_after
+    assert after.granted.run_key == before.granted.run_key, "certificates that it signed stay good"
+    init_job(tmp_path / "other", job=Job(name="other"), host="127.0.0.1", lobby_port=0)
+    for root, days, why in (
+        (tmp_path / "other" / "root.json", 90, "of another job"),
+        (kept, 4000, "at most 366 days"),
+        (made / "root.json", 90, "root.json"),
+    ):
+        with pytest.raises(UserError, match=why):
+            grant_again(made, root, days=days)
 
 
 def test_invitations_are_signed_with_the_terms_that_were_asked_for(made: Path) -> None:
