@@ -61,23 +61,21 @@ def test_a_leader_is_believed_after_its_certificate_expired_but_not_met_anew(
     begin = Begin(job_toml=dump_job(job), root_key=authority.root_key)
     options = NodeOptions(data_dir=tmp_path)
     view, signed = view_of(job, authority), LEADER.signing_in(job.digest)(DOMAIN, b"a record")
-    monkeypatch.setattr(training_process, "EventFile", lambda path: [].append)
-    before = training_process._setup(options, ME, begin)
+    before = training_process._setup(options, ME, begin, [].append)
     assert before.vouches(view, signed)
     wall[0] += MONTH_S
     assert before.vouches(view, signed)
-    assert not training_process._setup(options, ME, begin).vouches(view, signed)
+    assert not training_process._setup(options, ME, begin, [].append).vouches(view, signed)
 
 
 def test_a_cell_record_of_another_job_is_not_vouched_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_process, "wall_time", lambda: EPOCH)
-    monkeypatch.setattr(training_process, "EventFile", lambda path: [].append)
     job = job_with_text(tmp_path)
     authority = authority_for(job)
     begin = Begin(job_toml=dump_job(job), root_key=authority.root_key)
-    setup = training_process._setup(NodeOptions(data_dir=tmp_path), ME, begin)
+    setup = training_process._setup(NodeOptions(data_dir=tmp_path), ME, begin, [].append)
     here, there = (LEADER.signing_in(name)(DOMAIN, b"a record") for name in (job.digest, "ab" * 16))
     assert setup.vouches(view_of(job, authority), here)
     assert not setup.vouches(view_of(job, authority), there)
