@@ -41,7 +41,7 @@ from swarm.job import Job
 from swarm.messages import Count, Part
 from swarm.pipeline.data import load_corpus
 from transport.files import write_private
-from transport.identity import DAY_S, Identity, pack_payload, unpack_payload
+from transport.identity import Identity, pack_payload, unpack_payload
 from transport.link import Endpoint
 from transport.machine import NodeId
 from transport.wire import Schema, Signed, WireError, WireLimits
@@ -53,7 +53,6 @@ SURE_S = 30.0
 nobody dead is counted."""
 FOUNDED = "founded"
 """A file in the job's directory with the genesis of the job, once there is one."""
-GRANT_WARNING_DAYS = 14.0
 SETTLE_S = 0.5
 """Between enough nodes being there and the genesis, so that those who come together count."""
 
@@ -65,9 +64,8 @@ def run_coordinator(options: CoordinatorOptions) -> int:
     lock_directory(options.directory)
     read_founded(options.directory)  # a damaged one is told of before anybody is let in
     resumed = find_checkpoint(options.directory, jobdir.job) if options.resume else None
-    days = (jobdir.authority.granted.not_after - wall_time()) / DAY_S
-    if days < GRANT_WARNING_DAYS:
-        say(f"the run key admits nodes for {max(0.0, days):.0f} more days: `farflung coordinator grant`")
+    if soon := jobdir.grant_ends_soon(wall_time()):
+        say(soon)
     return asyncio.run(Coordinator(options, jobdir, resumed).run())
 
 

@@ -48,6 +48,7 @@ from transport.wire import Signed
 RUN_KEY_DAYS = 90.0
 """How long the run key may admit nodes before whoever has the root key must say so again."""
 GRANT_DAYS_MAX = 366.0
+GRANT_WARNING_DAYS = 14.0
 NODE_ID_CHARS = 64
 SHOWN_CHARS = 12
 _NODE_ID = re.compile(r"[0-9a-f]{64}")
@@ -94,6 +95,14 @@ class JobDir:
     certificate: bytes
     lobby: str
     lobby_curve_secret: str
+
+    def grant_ends_soon(self, now_wall: float) -> str:
+        """A sentence for whoever has the root key, empty while there is time."""
+        days = (self.authority.granted.not_after - now_wall) / DAY_S
+        if days >= GRANT_WARNING_DAYS:
+            return ""
+        more = max(0.0, days)
+        return f"the run key admits nodes for {more:.0f} more days: `farflung coordinator grant {self.directory}`"
 
     @property
     def job(self) -> Job:

@@ -59,6 +59,17 @@ class Hold(Effect):
     attempt: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the round of one slot made of a stage."""
+
+    slot: int
+    total: StageSum
+    tensors: tuple[Any, ...]
+    anchor: int
+    reason: str
+
+
 @dataclass(slots=True)
 class Row:
     """One stage of this node in the slot being closed."""
@@ -78,6 +89,7 @@ class Averaging:
         self._leader = me
         self._rows: dict[int, Row] = {}
         self._early: dict[tuple[int, NodeId], Early] = {}
+        self._settled: dict[int, Settled] = {}
         self._durations = Patience(initial_s=20.0, floor_s=2.0)
         self._begun = 0.0
         self._tokens_max = 0
@@ -101,6 +113,7 @@ class Averaging:
             for stage, row in enumerate(close.roster)
             if self.me in row and (stage in own or close.act == "round")
         }
+        self._settled = {s: done for s, done in self._settled.items() if done.slot == close.slot}
         if close.act == "round":
             return []
         effects: list[Effect] = []
@@ -215,7 +228,21 @@ class Averaging:
         """What a round makes of a stage is there. Too late, if a step is being closed by now."""
         if self._close is None or self._close.act != "round":
             return []
+        self._settled[stage] = Settled(self._close.slot, total, tensors, anchor, reason)
         return self._tell(stage, total, tensors, anchor=anchor, reason=reason)
+
+    def settled_before(self, stage: int) -> Sequence[Effect]:
+        """What an earlier attempt at this slot's round made of a stage, told again; nothing if nothing.
+
+        A member died meanwhile, and the leader closed the round once more. The other cells have
+        had their round: nobody would come to another meeting.
+        """
+        done = self._settled.get(stage)
+        return (
+            self._tell(stage, done.total, done.tensors, anchor=done.anchor, reason=done.reason)
+            if done
+            else []
+        )
 
     def _tell(
         self,

@@ -139,7 +139,7 @@ class Leader(Office):
         self._base = self.record.roster
         if round_due(self.record, self.job):
             self._rows = self._base
-            return self._close("round", now)
+            return [*self._close("round", now), *self._order_lost(now)]
         if is_finished(self.record, self.job):
             self.phase, self._until = "done", None
             return []
@@ -153,6 +153,13 @@ class Leader(Office):
             self.phase, self._until = "pausing", pause_until
             return effects
         return [*effects, *(self._let_go(now) or self._plan(now))]
+
+    def _order_lost(self, now: float) -> Sequence[Effect]:
+        """In the middle of a round: orders for what nobody of the cell holds any more."""
+        roster = self.appointments.next_roster(self.record.roster)
+        if self.ledger.act != "round" or all(roster):
+            return []
+        return self.appointments.order(self.record, self.signed, self.term, roster, now)
 
     def _let_go(self, now: float) -> Sequence[Effect]:
         """When what leavers held is handed over: a slot that only changes the roster."""
@@ -326,7 +333,8 @@ class Leader(Office):
             rows = [row for stage, row in enumerate(self._rows) if row and stage not in self.ledger.sums]
             firsts = [(row[0], stage) for stage, row in enumerate(self._rows) if row in rows]
             if any(not self.appointments.fit(node, stage) for node, stage in firsts):
-                return self._close(self.ledger.act, now)
+                # A round takes long: what is lost is fetched meanwhile.
+                return [*self._close(self.ledger.act, now), *self._order_lost(now)]
         if self.phase == "pausing" and self.appointments.waits_until() is None:
             return self._boundary(now)
         return []

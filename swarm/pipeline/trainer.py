@@ -270,7 +270,7 @@ class Trainer:
         effects += self.averaging.close(close, effect.leader, own, now, tokens_max=most)
         for stage in mine if close.act == "round" else ():
             if close.roster[stage][0] == self.me:
-                effects += self._meet(stage, now)
+                effects += self.averaging.settled_before(stage) or self._meet(stage, now)
         return effects
 
     def _meet(self, stage: int, now: float) -> Sequence[Effect]:

@@ -69,6 +69,8 @@ def test_the_root_key_lets_the_run_key_go_on_from_wherever_it_is_kept(made: Path
     until = grant_again(made, kept, days=200)
     after = open_job(made).authority
     assert after.granted.not_after == int(until) > before.granted.not_after
+    assert open_job(made).grant_ends_soon(until - 15 * DAY_S) == ""
+    assert "for 13 more days" in open_job(made).grant_ends_soon(until - 13 * DAY_S)
     assert after.granted.run_key == before.granted.run_key, "certificates that it signed stay good"
     init_job(tmp_path / "other", job=Job(name="other"), host="127.0.0.1", lobby_port=0)
     for root, days, why in (

@@ -8,6 +8,7 @@ from swarm.messages import CellRecord, Close, Gradient, StageSum, Summed
 from swarm.pipeline.averaging import EARLY_SLOTS, Averaging, Hold, Reduce
 from swarm.pipeline.follower import Ignored
 from swarm.pipeline.stage import tensor_digest
+from swarm.pipeline.work import ShipFlat
 from transport.machine import Effect, NodeId, Send
 
 ME, OTHER, LIAR = NodeId("a" * 64), NodeId("b" * 64), NodeId("c" * 64)
@@ -89,6 +90,21 @@ def test_what_a_round_made_of_an_anchor_is_not_told_as_a_step() -> None:
     assert averaging.settled(0, StageSum(contributors=("c0", "c1"), digest="aa"), (GRADIENT, GRADIENT))
     closed(averaging, close(7, "step"))
     assert averaging.settled(0, StageSum(contributors=("c0", "c1"), digest="aa"), (GRADIENT,)) == []
+
+
+def test_a_round_that_is_closed_again_is_told_what_it_had_made_already() -> None:
+    averaging = Averaging(ME)
+    closed(averaging, close(6, "round", attempt=1))
+    averaging.settled(0, StageSum(contributors=("c0", "c1"), digest="aa"), (GRADIENT, GRADIENT), anchor=3)
+    closed(averaging, close(6, "round", attempt=2, row=(ME, OTHER)))
+    told = list(averaging.settled_before(0))
+    (summed,) = [e.message.body for e in told if isinstance(e, Send)]
+    assert isinstance(summed, Summed)
+    assert (summed.round_attempt, summed.total.contributors) == (2, ("c0", "c1"))
+    assert [e.peer for e in told if isinstance(e, ShipFlat)] == [OTHER]
+    assert list(averaging.settled_before(1)) == []
+    closed(averaging, close(7, "round"))
+    assert list(averaging.settled_before(0)) == [], "another round has another result"
 
 
 def closed_with_other(averaging: Averaging, slot: int, attempt: int = 0) -> list[str]:
