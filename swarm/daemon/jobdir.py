@@ -101,8 +101,8 @@ class JobDir:
         days = (self.authority.granted.not_after - now_wall) / DAY_S
         if days >= GRANT_WARNING_DAYS:
             return ""
-        more = max(0.0, days)
-        return f"the run key admits nodes for {more:.0f} more days: `farflung coordinator grant {self.directory}`"
+        command = f"farflung coordinator grant {self.directory}"
+        return f"the run key admits nodes for {max(0.0, days):.0f} more days: `{command}`"
 
     @property
     def job(self) -> Job:
