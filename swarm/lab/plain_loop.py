@@ -27,6 +27,13 @@ CELL = "c0"
 
 def plain_losses(job: Job, cell: str = CELL, corpus: Corpus | None = None) -> Iterator[float]:
     """Train; after each iteration yield its mean training loss in nats per token."""
+    return (loss for loss, _ in plain_steps(job, cell, corpus))
+
+
+def plain_steps(
+    job: Job, cell: str = CELL, corpus: Corpus | None = None
+) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
+    """Train; after each iteration yield its mean loss and the parameters, which may be moved."""
     corpus = corpus or load_corpus(job.data)
     config = preset(job.model.preset, corpus.vocab)
     parameters = {name: each.requires_grad_() for name, each in init_parameters(config, job.seed).items()}
@@ -46,7 +53,7 @@ def plain_losses(job: Job, cell: str = CELL, corpus: Corpus | None = None) -> It
         loss = accumulate(job, config, parameters, corpus, cell, iteration)
         clip(config, job.pipeline.stages, parameters, inner.clip_norm)
         optimizer.step()
-        yield loss
+        yield loss, parameters
 
 
 def accumulate(

@@ -79,6 +79,10 @@ class Flow:
         data_nodes = max(len(roster[0]) for roster in (*rosters, self.hops.roster) if roster)
         return data_nodes * tokens_max(self._job)
 
+    def has_begun(self, slot: int, term: int) -> bool:
+        """Whether this node works on the plan of this slot and leadership, or did until it was closed."""
+        return self.hops.working_on == (slot, term)
+
     def close(self) -> None:
         """No new work for this slot."""
         self.hops.close()

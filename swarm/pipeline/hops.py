@@ -61,6 +61,11 @@ class Hops:
         self._avoid = avoid
 
     @property
+    def working_on(self) -> tuple[int, int] | None:
+        """Slot and term of the plan at hand."""
+        return (self._plan.slot, self._plan.term) if self._plan else None
+
+    @property
     def roster(self) -> Roster:
         """Holders by stage in the current slot."""
         return self._plan.roster if self._plan else ()

@@ -85,6 +85,7 @@ class Trainer:
         self._view = View()
         self._stepping = False
         self._begin_next: BeginSlot | None = None
+        self._close_next: CloseSlot | None = None
 
     @property
     def record(self) -> CellRecord:
@@ -189,10 +190,11 @@ class Trainer:
             case FlowEffect():
                 return self.flow.carry_out(effect, now)
             case BeginSlot():
-                self._begin_next = effect
+                self._begin_next, self._close_next = effect, None
                 return self._begin(now)
             case CloseSlot():
-                return self._close(effect, now)
+                self._begin_next, self._close_next = None, effect
+                return self._close(now)
             case Hold():
                 self.applying.hold(effect)
                 return self._apply(now)
@@ -238,14 +240,8 @@ class Trainer:
         return [self._absent(leader, missing, "does not hold what the roster says")] if missing else []
 
     def _absent(self, leader: NodeId, stages: Sequence[int], reason: str) -> Effect:
-        absent = Absent(
-            cell=self.cell,
-            slot=self.record.slot,
-            term=self.follower.term,
-            reason=reason[:200],
-            stages=tuple(stages),
-        )
-        return Send(leader, Message(absent))
+        about: dict[str, Any] = {"cell": self.cell, "slot": self.record.slot, "term": self.follower.term}
+        return Send(leader, Message(Absent(**about, reason=reason[:200], stages=tuple(stages))))
 
     def give_up(self, stages: Sequence[int], reason: str) -> Sequence[Effect]:
         """Hold these stages no longer: their state is not the others', who can give it again."""
@@ -257,12 +253,22 @@ class Trainer:
         leader = self.follower.leader or NodeId(self.record.leader)
         return [self._absent(leader, stages, reason)]
 
-    def _close(self, effect: CloseSlot, now: float) -> Sequence[Effect]:
-        """Stop microbatch work and average what there is; or meet the other cells."""
-        close = effect.close
+    def _close(self, now: float) -> Sequence[Effect]:
+        """Stop microbatch work and average what there is; or meet the other cells.
+
+        Not before every decided record is applied: weights that lack the last step would give an
+        outer gradient without it, and the gradients of a slot that never began here are the last one's.
+        """
+        effect = self._close_next
+        if effect is None or not self.applied:
+            return []
+        self._close_next, close = None, effect.close
+        if close.slot <= self.record.slot:
+            return []
         self.flow.close()
         self.applying.closed(close)
-        self._begin_next = None
+        if close.act == "step" and not self.flow.has_begun(close.slot, close.term):
+            self.computing.clear()
         mine = [s for s in stages_of(close.roster, self.me) if s in self.computing.stages]
         own = self.computing.gradients(mine, close.roster, self.me) if close.act == "step" else {}
         effects = [*self._without_stages(close, effect.leader)]
@@ -330,7 +336,7 @@ class Trainer:
         if self.job.recovery.plus_copies and record.act == "step" and ends and ends[0] == self.me:
             effects += self.computing.ends_copies(record)
         effects += self.leader.advance(applied.signed, record, now)
-        return [*effects, *self._apply(now), *self._begin(now)]
+        return [*effects, *self._apply(now), *self._close(now), *self._begin(now)]
 
     def adopt(self, stage: Stage) -> None:
         """A stage was restored here; one of the next rosters will name this node."""

@@ -1,12 +1,17 @@
 """A cell in virtual time: it learns what one machine would, whoever is killed and whenever."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from cell_world import Cells, run_cells, small_job
 
-from swarm.lab.plain_loop import plain_losses
+from optim.outer import nesterov
+from swarm.job import Job
+from swarm.lab.plain_loop import plain_losses, plain_steps
 
 
 def losses(cells: Cells) -> list[float]:
@@ -23,6 +28,66 @@ def test_a_cell_follows_a_plain_loop(tmp_path: Path, nodes: int) -> None:
 
     cells = run_cells(job, tmp_path, nodes, scenario)
     assert losses(cells) == pytest.approx(list(plain_losses(job)), abs=1e-4)
+
+
+def diloco_losses(job: Job) -> dict[str, list[float]]:
+    """Two plain loops that meet as DiLoCo says: the mean of both outer gradients, Nesterov."""
+    loops = {cell: plain_steps(job, cell) for cell in ("c0", "c1")}
+    losses: dict[str, list[float]] = {cell: [] for cell in loops}
+    anchors = {name: each.detach().clone() for name, each in next(plain_steps(without_steps(job)))[1].items()}
+    momenta = {name: torch.zeros_like(each) for name, each in anchors.items()}
+    for iteration in range(1, job.inner.iterations + 1):
+        stepped = {cell: next(loop) for cell, loop in loops.items()}
+        for cell, (loss, _) in stepped.items():
+            losses[cell].append(loss)
+        for name, anchor in anchors.items() if iteration % job.outer.every == 0 else ():
+            weights = [parameters[name] for _, parameters in stepped.values()]
+            delta = torch.stack([anchor - each.detach() for each in weights]).mean(dim=0)
+            moved = nesterov(anchor, momenta[name], delta, job.outer.lr, job.outer.momentum)
+            anchors[name], momenta[name] = moved
+            for each in weights:
+                each.data.copy_(moved[0])
+    return losses
+
+
+def without_steps(job: Job) -> Job:
+    """The same job, whose first iteration changes nothing: its parameters are the seed's."""
+    inner = job.inner.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
+    return job.model_copy(update={"inner": inner})
+
+
+@pytest.mark.parametrize("compute_s", [0.0, 0.02], ids=["quick", "slow to step"])
+def test_two_cells_follow_diloco_of_two_plain_loops(tmp_path: Path, compute_s: float) -> None:
+    """Each outer gradient has every step before its round, however late a holder gets to it."""
+    job = small_job(
+        tmp_path,
+        inner={"iterations": 11},
+        pipeline={"nodes": 4, "cells": 2, "stages": 2},
+        outer={"method": "diloco", "every": 3},
+    )
+
+    async def scenario(cells: Cells) -> None:
+        await cells.until(lambda: all(node.stages for node in cells.nodes))
+        for node in cells.nodes:
+            if 0 not in node.stages:  # who leads has applied a step before it asks for a round
+                node.half._compute = Late(node.half._compute, compute_s)
+        await cells.finish()
+
+    cells = run_cells(job, tmp_path, 4, scenario)
+    for cell, expected in diloco_losses(job).items():
+        told = [fields["loss"] for fields in cells.of_kind("committed") if fields["cell"] == cell]
+        assert told == pytest.approx(expected, abs=2e-4)
+
+
+class Late:
+    """Computes as `compute` does, and takes longer."""
+
+    def __init__(self, compute: Any, seconds: float) -> None:
+        self.compute, self.seconds = compute, seconds
+
+    async def run(self, work: Callable[[], Any], flops: float) -> Any:
+        await asyncio.sleep(self.seconds)
+        return await self.compute.run(work, flops)
 
 
 @pytest.mark.parametrize("victim", [0, 1, 4])

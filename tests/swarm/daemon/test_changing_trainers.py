@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from cell_world import Cells, run_cells, small_job
 
+from swarm.messages import Close
+from swarm.pipeline.follower import CloseSlot
 from swarm.pipeline.tasks import Task
-from transport.machine import Effect
+from transport.machine import Effect, NodeId
 
 
 class Interrupted:
@@ -61,3 +63,32 @@ def test_what_was_computed_for_a_cell_is_not_given_to_the_next(
     run_cells(job, tmp_path, 1, scenario)
     assert given
     assert all(given), "the second cell was given what was computed for the first"
+
+
+def test_a_slot_that_never_began_here_is_not_closed_with_the_gradients_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plan was lost, or came while a step was applied: what it had summed was averaged already."""
+    job = small_job(tmp_path, inner={"iterations": 8})
+    tokens: list[int] = []
+
+    async def scenario(cells: Cells) -> None:
+        (node,) = cells.nodes
+        await cells.until(lambda: node.iteration >= 2 and node.half.trainer.applied, step_s=0.001)
+        trainer = node.half.trainer
+        assert trainer is not None
+        for stage in trainer.computing.stages.values():
+            stage.target_tokens = 48
+
+        def close(close: Close, leader: NodeId, own: dict[int, Any], now: float, **_: int) -> list[Effect]:
+            tokens.extend(part[1] for part in own.values())
+            return []
+
+        monkeypatch.setattr(trainer.averaging, "close", close)
+        about = {"cell": trainer.cell, "slot": trainer.record.slot + 1, "term": 99, "round_attempt": 1}
+        asked = Close(**about, act="step", roster=trainer.record.roster)
+        trainer.act([CloseSlot(asked, node.identity.node)], 0.0)
+        node.half.leave_cell()
+
+    run_cells(job, tmp_path, 1, scenario)
+    assert tokens == [0, 0, 0, 0]
