@@ -182,11 +182,6 @@ def test_sides_that_buried_each_other_and_restarted_meet_again_without_a_coordin
     assert {one.view.status(other.node) for one in nodes for other in nodes} == {"alive"}
 
 
-def test_who_took_a_stage_over_for_the_slot_that_survivors_finish_keeps_it() -> None:
-    """Seed 172: the survivor had the last copy of the body, and its new cell's first record left it out."""
-    assert play_seed(172, SoakOptions())["finished"]
-
-
 def test_two_that_buried_each_other_are_not_kept_apart_by_those_who_are_really_dead() -> None:
     """Seed 396: of three that each held to be dead, one at a time was called, and most often another."""
     found = play_seed(396, SoakOptions())

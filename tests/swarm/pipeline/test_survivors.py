@@ -25,6 +25,7 @@ from swarm.messages import (
 from swarm.pipeline.follower import Apply, Follower
 from swarm.pipeline.leader import Leader
 from swarm.pipeline.records import read_record, record_digest, sign_record
+from swarm.planning.placement import Placement
 from transport.identity import Identity
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Body, Message, Signed
@@ -168,6 +169,36 @@ def test_what_the_survivors_accepted_is_carried_into_the_new_cell_without_a_wait
     record = read_record(first_step.record)
     assert (record.act, record.iteration, record.previous) == ("step", 1, record_digest(applied.signed))
     assert not bodies(carried, Plan)
+
+
+def test_who_took_a_stage_over_for_the_slot_that_survivors_finish_keeps_it() -> None:
+    """No record before that slot names it: its new cell left out the last copy there was."""
+    first = founded((A,), (B, C))
+    taken = read_record(first).model_copy(
+        update={
+            "slot": 1,
+            "term": 1,
+            "act": "step",
+            "iteration": 1,
+            "previous": record_digest(first),
+            "roster": ((A,), (A, C)),
+            "leader": C,
+        }
+    )
+    accepted = sign_record(taken, PEOPLE[2].sign)
+    order = Placement(taker=A, stage=1, how="seed", donors=(), same_state=False, reason="nothing is left")
+    leader = Leader(
+        A, JOB, first, sign=PEOPLE[0].sign, check=lambda _: True, place=lambda view, last, asked: (order,)
+    )
+    leader.observe(seen({B: "dead", C: "dead"}), 0.0)
+    told = Promise(cell="c0", slot=0, term=leader.term, decided=first, accepted=accepted, ballot=(1, C))
+    (commit, *_) = bodies(leader.handle(A, Message(told), 0.0), Commit)
+    assert isinstance(commit, Commit)
+    found = read_record(commit.record)
+    assert found.roster == ((A,), ())
+    (proposed, *_) = bodies(leader.advance(commit.record, found, 0.0), Propose)
+    assert isinstance(proposed, Propose)
+    assert read_record(proposed.record).roster == ((A,), (A,))
 
 
 def test_who_alone_heard_the_last_record_of_a_leader_that_left_tells_the_others() -> None:
