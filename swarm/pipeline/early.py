@@ -69,11 +69,7 @@ class Early:
 
     def take(self, plan: Plan) -> list[Waiting]:
         """What is of this plan. What is of earlier ones, or of another cell, is forgotten."""
-        entries = [entry for entry in self._waiting.values() if entry.body.cell == plan.cell]
-        now, later = (plan.slot, plan.term), {}
-        for entry in entries:
-            body = entry.body
-            if (body.slot, body.term) > now:
-                later[body.slot, body.path[0][0], body.microbatch, body.position] = entry
-        self._waiting = later
-        return [entry for entry in entries if (entry.body.slot, entry.body.term) == now]
+        now = (plan.slot, plan.term)
+        ours = {place: entry for place, entry in self._waiting.items() if entry.body.cell == plan.cell}
+        self._waiting = {p: entry for p, entry in ours.items() if (entry.body.slot, entry.body.term) > now}
+        return [entry for entry in ours.values() if (entry.body.slot, entry.body.term) == now]
