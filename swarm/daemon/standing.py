@@ -12,7 +12,7 @@ from swarm.daemon.restore import Restored, ready
 from swarm.gossip.view import Member
 from swarm.messages import CellRecord, Restore, Stale
 from swarm.pipeline.checks import wrong_with_place
-from swarm.pipeline.records import stages_of
+from swarm.pipeline.records import is_finished, stages_of
 from swarm.pipeline.trainer import Trainer
 from swarm.planning.cells import usual, went_on_as
 from transport.machine import NodeId, Send
@@ -121,7 +121,7 @@ class Standing:
         others = [
             member
             for member in half.view.cell(trainer.cell)
-            if member.facts.stages and (member.facts.iteration >= ahead or _has_ended(member, record))
+            if member.facts.stages and (member.facts.iteration >= ahead or self._has_ended(member, record))
         ]
         if not others or now < self._ask_at:
             return
@@ -129,6 +129,13 @@ class Standing:
         stale = Stale(cell=trainer.cell, slot=record.slot, term=0, decided=trainer.follower.signed)
         self._asked += 1  # one after another: who says that it is furthest may know nothing
         trainer.act([Send(others[self._asked % len(others)].node, Message(stale))], now)
+
+    def _has_ended(self, member: Member, record: CellRecord) -> bool:
+        """Whether a member has finished the cell beyond this record, if only by the last round.
+
+        It will never be further ahead.
+        """
+        return member.facts.state == "finished" and not is_finished(record, self._half.setup.job)
 
     def _leave_if_unplaced(self, trainer: Trainer) -> None:
         """Whoever ordered a stage here may have ceased to lead, and others know nothing of it.
@@ -186,8 +193,3 @@ class Standing:
         holds = half.trainer is not None and half.trainer.computing.stages
         if not holds and not stages_of(record.roster, half.setup.me):
             half.leave_cell()
-
-
-def _has_ended(member: Member, record: CellRecord) -> bool:
-    """Whether a member has finished the cell beyond this record: it will never be further ahead."""
-    return member.facts.state == "finished" and member.facts.iteration > record.iteration

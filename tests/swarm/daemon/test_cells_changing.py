@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from cell_world import Cells, run_cells, small_job
 
+from swarm.messages import Commit
+from swarm.pipeline.records import read_record
+from transport.machine import NodeId
 from transport.virtual_time import VirtualTimeLoop
+from transport.wire import Message
 
 
 def loop() -> VirtualTimeLoop:
@@ -169,3 +173,34 @@ def test_cut_in_two_both_sides_train_and_meet_again(tmp_path: Path) -> None:
     assert names == {"c0", founded["new"]}, cells.story()
     met = [fields["members"]["0"] for fields in cells.of_kind("round")]
     assert sorted(["c0", founded["new"]]) in met, cells.story()
+
+
+def test_who_missed_the_last_round_learns_that_the_job_has_ended(tmp_path: Path) -> None:
+    """Who has finished is at the same iteration: the round alone tells them apart. So is a taker of it."""
+    job = small_job(
+        tmp_path,
+        inner={"iterations": 4},
+        pipeline={"nodes": 2, "stages": 2},
+        outer={"method": "diloco", "every": 4},
+    )
+
+    async def scenario(cells: Cells) -> None:
+        await cells.until(lambda: all(node.stages for node in cells.nodes))
+        leads, body = sorted(cells.nodes, key=lambda node: node.stages)
+        trainer = leads.half.trainer
+        assert trainer is not None
+        send = trainer._send
+
+        def lose_the_round(peer: NodeId, message: Message) -> bool:
+            lost = isinstance(message.body, Commit) and read_record(message.body.record).act == "round"
+            if lost:
+                trainer._send = send
+            return lost or send(peer, message)
+
+        trainer._send = lose_the_round
+        await cells.until(lambda: leads.finished)
+        assert body.half.trainer is not None
+        assert body.half.trainer.record.act == "step"
+        await cells.finish(limit_s=10.0)
+
+    run_cells(job, tmp_path, 2, scenario)
