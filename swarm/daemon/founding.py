@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,7 @@ from swarm.pipeline.stage import Stage
 from swarm.planning.cells import cell_to_copy, choose_cell, usual
 from transport.files import write_private
 from transport.machine import NodeId
-from transport.wire import Signed, WireError
+from transport.wire import Message, Signed, WireError
 
 if TYPE_CHECKING:
     from swarm.daemon.training_half import TrainingHalf
@@ -26,6 +27,9 @@ MARK = "entered"
 """A file in the data directory with the version of the last genesis that this node took part in,
 or knew when it entered a cell: that one, and older ones, are not for it. A resume brings a newer."""
 RETRY_S = 3.0
+EARLY_MAX = 32
+"""Messages of cells that are kept until this node is in one, the newest: in a founding who hears of it
+first begins at once, and what it plans through others is on its way before they have heard."""
 
 
 class Founding:
@@ -37,6 +41,7 @@ class Founding:
         self._genesis: NoticeLearned | None = None
         self._founding: Signed | None = None
         self._collected: tuple[Signed | None, dict[int, Stage]] = (None, {})
+        self._early: deque[tuple[NodeId, Message]] = deque(maxlen=EARLY_MAX)
         self._retry_at = 0.0
         self.why = "the job has not begun: the coordinator waits for more nodes"
         """Why this node founds nothing now, or what it fetches."""
@@ -75,6 +80,21 @@ class Founding:
             self._enter_genesis(self._genesis, now)
         if half.trainer is None and not self.busy and self._genesis is not None:
             self._maybe_found(now)
+        if self.told and not self.busy:
+            self._early.clear()  # it was for no founding of ours
+
+    def keep(self, peer: NodeId, message: Message) -> None:
+        """Keep what another node says of a cell that this one may be about to enter."""
+        self._early.append((peer, message))
+
+    def _deliver_early(self, now: float) -> None:
+        """What came before the founding did, in order: a plan that was not kept would be waited for."""
+        half, trainer = self._half, self._half.trainer
+        early, self._early = tuple(self._early), deque(maxlen=EARLY_MAX)
+        for peer, message in early:
+            if trainer is not None and half.trainer is trainer:
+                with half.guard.against(peer, message.body.kind):
+                    trainer.deliver(peer, message, now)
 
     def _entered(self) -> int:
         """The version of the last genesis that was for this node, -1 if none was."""
@@ -127,6 +147,7 @@ class Founding:
         self._collected = (None, {})
         self._half.note("placed", cell=record.cell, stages=sorted(stages), reason=reason)
         self._half.enter(founding, stages, now)
+        self._deliver_early(now)
 
     def _collect(
         self,

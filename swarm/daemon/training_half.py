@@ -167,9 +167,9 @@ class TrainingHalf:
             self.trainer.deliver(peer, message, now)
         elif isinstance(body, Ready) and peer == self.setup.me:
             self.founding.failed(body, now)
+        elif self.founding.busy or not self.founding.told:
+            self.founding.keep(peer, message)  # it may be in that cell a moment later
         elif isinstance(body, Plan | Close | Propose | Query):
-            if self.founding.busy or not self.founding.told:
-                return  # it may be in that cell a moment later
             absent = Absent(cell=body.cell, slot=body.slot, term=body.term, reason="in no cell")
             self._link.send(peer, Message(absent))
 

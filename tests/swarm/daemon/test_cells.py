@@ -128,3 +128,23 @@ def test_nothing_committed_is_undone_while_every_stage_has_a_holder(
     iterations = sorted({fields["iteration"] for fields in cells.of_kind("committed")})
     assert iterations == [1, 2, 3, 4, 5]
     assert not cells.of_kind("recovered")
+
+
+def test_a_member_that_hears_of_the_founding_last_is_not_waited_for(tmp_path: Path) -> None:
+    """The leader planned through it before: what it had not kept would be missed for a minute."""
+    job = small_job(tmp_path, pipeline={"nodes": 4, "stages": 2, "microbatches": 4})
+
+    async def scenario(cells: Cells) -> None:
+        last = cells.nodes[-1]
+        waiting = [last.inbox.get_nowait() for _ in range(last.inbox.qsize())]
+        for body in waiting:
+            if body is not cells.notice:
+                last.inbox.put_nowait(body)
+        await asyncio.sleep(0.5)
+        assert cells.of_kind("planned")
+        assert not cells.of_kind("committed")
+        last.inbox.put_nowait(waiting[-1])
+        await cells.until(lambda: all(node.iteration >= 1 for node in cells.nodes), limit_s=2.0)
+
+    cells = run_cells(job, tmp_path, 4, scenario)
+    assert not cells.of_kind("lost")
