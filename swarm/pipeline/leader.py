@@ -30,8 +30,8 @@ from swarm.messages import (
 )
 from swarm.pipeline.follower import Ignored
 from swarm.pipeline.ledger import tokens_max
+from swarm.pipeline.meeting import leader_wait_s
 from swarm.pipeline.office import Office, to
-from swarm.pipeline.outer_round import leader_wait_s
 from swarm.pipeline.records import (
     CheckRecord,
     Sign,

@@ -9,66 +9,18 @@ owner's. A round that averaged nobody is never called averaged.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from swarm.gossip.view import View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
+from swarm.pipeline.meeting import COMING, Begun, Came, Meeting, member_wait_s, owner_wait_s
 from swarm.pipeline.work import Average, Settle, ShipAnchor, ShipFlat
+from swarm.planning.cells import usual
 from transport.machine import Effect, NodeId
 
-WAIT_MIN_S = 10.0
-"""However short the iterations are, other cells may be late by so much."""
-LEADER_GRACE_S = 120.0
-"""What a round may take besides waiting: outer gradients and anchors on thin links, the mean, the hash."""
 LAST_WORD_S = 2.0
 """How long the mean of an owner that is gone, or has finished, may still be on its way."""
-
-
-def owner_wait_s(every: int, step_s: float) -> float:
-    """How long the owner of a round waits for other cells: half of what lies between two rounds."""
-    return max(WAIT_MIN_S, 0.5 * every * step_s)
-
-
-def member_wait_s(every: int, step_s: float) -> float:
-    """How long other delegates wait for the owner's word, which comes when its own wait is over."""
-    return 1.5 * owner_wait_s(every, step_s)
-
-
-def leader_wait_s(every: int, step_s: float) -> float:
-    """How long a leader waits for its delegates: longer than they do, by clocks that are not its own."""
-    return 2.0 * owner_wait_s(every, step_s) + LEADER_GRACE_S
-
-
-@dataclass(frozen=True, slots=True)
-class Came:
-    """A cell's outer gradient, and at which of its iterations it was sent."""
-
-    peer: NodeId
-    iteration: int
-    payload: Any
-
-
-@dataclass(slots=True)
-class Meeting:
-    """This delegate's round of one stage.
-
-    parts: what the owner averages, by cell. told: who has this cell's outer gradient, and may
-    answer it with an anchor.
-    """
-
-    cell: str
-    iteration: int
-    anchor: int
-    digest: str
-    delta: Any
-    until: float
-    owner: NodeId
-    expected: frozenset[str]
-    parts: dict[str, Came] = field(default_factory=dict)
-    told: set[NodeId] = field(default_factory=set)
-    averaging: bool = False
 
 
 class OuterRound:
@@ -82,7 +34,7 @@ class OuterRound:
         self.view = View()
         self._meetings: dict[int, Meeting] = {}
         self._early: dict[tuple[int, NodeId], tuple[OuterDelta, Any]] = {}
-        self._deadlines: dict[int, tuple[str, int, float]] = {}
+        self._begun: dict[int, Begun] = {}
 
     @property
     def early(self) -> int:
@@ -100,7 +52,7 @@ class OuterRound:
                 meeting.expected &= frozenset(self._present(stage))
                 effects += self._average_if_complete(stage, meeting)
             elif not self._at_work(meeting.owner):
-                meeting.until = min(meeting.until, now + LAST_WORD_S)
+                meeting.stop_by(now + LAST_WORD_S)
         return effects
 
     def _at_work(self, owner: NodeId) -> bool:
@@ -147,11 +99,14 @@ class OuterRound:
         owner = self.me if owner_cell == cell else self._delegate(owner_cell, stage)
         assert owner is not None
         running = self._meetings.get(stage)
-        if running and (running.cell, running.iteration, running.owner) == (cell, iteration, owner):
+        if running and running.which == (cell, iteration, owner):
             return []
+        begun = self._begun_at(stage, cell, iteration, now)
         wait_s = (owner_wait_s if owner == self.me else member_wait_s)(every, step_s)
-        until = self._deadline_of(stage, cell, iteration, now + wait_s)
-        meeting = Meeting(cell, iteration, anchor, digest, delta, until, owner, frozenset(cells))
+        until, latest = begun.since + wait_s, begun.since + COMING * wait_s
+        meeting = Meeting(
+            begun, every, anchor, digest, delta, until, latest, owner, owner_cell, frozenset(cells)
+        )
         self._meetings[stage] = meeting
         effects: list[Effect] = []
         if owner == self.me:
@@ -161,13 +116,17 @@ class OuterRound:
         effects += self._admit_early(stage)
         return [*effects, *self._average_if_complete(stage, meeting)]
 
-    def _deadline_of(self, stage: int, cell: str, iteration: int, until: float) -> float:
-        """The first deadline that the round of this iteration was given."""
-        *which, first = self._deadlines.get(stage, ("", 0, until))
-        if which != [cell, iteration]:
-            first = until
-        self._deadlines[stage] = (cell, iteration, first)
-        return first
+    def _begun_at(self, stage: int, cell: str, iteration: int, now: float) -> Begun:
+        """When the round of this iteration began for the first time."""
+        begun = self._begun.get(stage)
+        if begun is None or (begun.cell, begun.iteration) != (cell, iteration):
+            begun = self._begun[stage] = Begun(cell, iteration, now, self._iterations(self._present(stage)))
+        return begun
+
+    def _iterations(self, cells: Iterable[str]) -> dict[str, int]:
+        """At which iteration other cells are, by what their members say."""
+        members = {cell: self.view.cell(cell) for cell in cells if cell != self._cell}
+        return {cell: usual(m.facts.iteration for m in row) for cell, row in members.items() if row}
 
     def _ship_delta(self, stage: int, meeting: Meeting, to: NodeId) -> Effect:
         body = OuterDelta(
@@ -307,6 +266,9 @@ class OuterRound:
         effects: list[Effect] = []
         for stage, meeting in list(self._meetings.items()):
             if now < meeting.until or meeting.averaging:
+                continue
+            if meeting.awaits_for_long(self._iterations(meeting.awaited(self.me)), now):
+                meeting.until = meeting.latest
                 continue
             if meeting.owner == self.me and len(meeting.parts) > 1:
                 effects += self._average(stage, meeting)

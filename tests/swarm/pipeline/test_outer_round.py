@@ -7,13 +7,8 @@ import pytest
 
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
-from swarm.pipeline.outer_round import (
-    LAST_WORD_S,
-    OuterRound,
-    leader_wait_s,
-    member_wait_s,
-    owner_wait_s,
-)
+from swarm.pipeline.meeting import COMING, comes, leader_wait_s, member_wait_s, owner_wait_s
+from swarm.pipeline.outer_round import LAST_WORD_S, OuterRound
 from swarm.pipeline.work import Average, Settle, ShipAnchor, ShipFlat
 from transport.machine import Effect, NodeId
 
@@ -232,3 +227,47 @@ def test_what_comes_early_takes_no_more_room_than_other_cells_can_need() -> None
     assert set(outer._early) == {(0, NODES["c1"])}
     outer.observe(view(member("c0")), 1.0)
     assert outer._early == {}
+
+
+def test_a_cell_comes_if_its_pace_brings_it_to_the_end_of_its_iterations() -> None:
+    """20 of them between rounds; half of a round has been waited, and three quarters are left."""
+    assert comes(20, before=1, now_at=8, waited_s=10.0, rest_s=15.0) is False
+    assert comes(20, before=1, now_at=9, waited_s=10.0, rest_s=15.0) is True
+    assert comes(20, before=20, now_at=20, waited_s=10.0, rest_s=15.0) is True, "it is in a round"
+    assert comes(20, before=0, now_at=0, waited_s=10.0, rest_s=15.0) is False, "it has not begun"
+    assert comes(20, before=7, now_at=7, waited_s=10.0, rest_s=15.0) is False, "it stands still"
+
+
+@pytest.mark.parametrize(("cell", "left"), [("c0", 9.0), ("c0", 14.0), ("c1", 9.0), ("c1", 20.0)])
+def test_two_cells_apart_by_more_than_half_a_round_meet(cell: str, left: float) -> None:
+    """Each waited for half a round, so neither was ever there when the other came."""
+    outer = OuterRound(NODES[cell], {0})
+    other = "c1" if cell == "c0" else "c0"
+    every, step_s = 20, 1.0
+    wait_s = (owner_wait_s if cell == "c0" else member_wait_s)(every, step_s)
+
+    def at(now: float) -> None:
+        """The other cell reaches its next round at `wait_s + left`."""
+        iteration = 40 + int((now - wait_s - left) / step_s)
+        outer.observe(view(member(cell, iteration=40), member(other, iteration=iteration)), now)
+
+    at(0.0)
+    about: dict[str, Any] = {"cell": cell, "iteration": 40, "anchor": 0, "digest": "aa", "delta": "mine"}
+    outer.start(0, **about, every=every, step_s=step_s, now=0.0)
+    at(wait_s)
+    assert list(outer.tick(wait_s)) == []
+    at(wait_s + left)
+    assert list(outer.tick(wait_s + left)) == []
+    if cell == "c0":
+        assert parts_of(outer.delta(NODES["c1"], delta("c1", iteration=40), "theirs")) == ("mine", "theirs")
+    else:
+        body = mean_of("c0", "c1", iteration=40)
+        assert settled(list(outer.mean(NODES["c0"], body, "the mean"))).members == ("c0", "c1")
+
+
+def test_a_cell_that_comes_is_not_waited_for_for_ever() -> None:
+    outer, _ = started("c0", 0, "c0", "c1")
+    outer.observe(view(member("c0"), member("c1", iteration=1)), 9.0)
+    assert list(outer.tick(10.0)) == []
+    assert outer.deadline() == 10.0 * COMING
+    assert settled(list(outer.tick(10.0 * COMING))).reason == "not averaged: no answer from c1"

@@ -1,0 +1,115 @@
+"""One delegate's round of one stage: whom it awaits, and for how long.
+
+Two cells that are apart by half of what lies between their rounds would give each other up in
+turn for ever, if each waited for less. So a cell that is seen to come is waited for until it
+must be here; one that stands still costs the others half a round and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transport.machine import NodeId
+
+WAIT_MIN_S = 10.0
+"""However short the iterations are, other cells may be late by so much."""
+COMING = 2.5
+"""Times the wait for any cell: for one that comes. A quarter over what lies between two rounds."""
+MEMBER = 1.5
+"""Times the wait of the owner: other delegates wait for its word, which comes when that is over."""
+LEADER_GRACE_S = 120.0
+"""What a round may take besides waiting: outer gradients and anchors on thin links, the mean, the hash."""
+
+
+def owner_wait_s(every: int, step_s: float) -> float:
+    """How long the owner of a round waits for any cell: half of what lies between two rounds."""
+    return max(WAIT_MIN_S, 0.5 * every * step_s)
+
+
+def member_wait_s(every: int, step_s: float) -> float:
+    """How long other delegates wait for the owner's word."""
+    return MEMBER * owner_wait_s(every, step_s)
+
+
+def leader_wait_s(every: int, step_s: float) -> float:
+    """How long a leader waits for its delegates: longer than they do, by clocks that are not its own."""
+    return 2.0 * COMING * owner_wait_s(every, step_s) + LEADER_GRACE_S
+
+
+def comes(every: int, before: int, now_at: int, waited_s: float, rest_s: float) -> bool:
+    """Whether a cell gets to a round in `rest_s` at the pace it had while it was waited for.
+
+    before, now_at: its iteration when that began, and now. At the end of `every` it is in a round.
+    """
+    made, left = now_at - before, -now_at % every
+    return now_at > 0 and left * waited_s <= made * rest_s
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The first start of the round of an iteration of a cell, and where the other cells were then."""
+
+    cell: str
+    iteration: int
+    since: float
+    others: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A cell's outer gradient, and at which of its iterations it was sent."""
+
+    peer: NodeId
+    iteration: int
+    payload: Any
+
+
+@dataclass(slots=True)
+class Meeting:
+    """This delegate's round of one stage.
+
+    parts: what the owner averages, by cell. told: who has this cell's outer gradient, and may
+    answer it with an anchor. until: when it stops waiting; latest: for cells that come.
+    """
+
+    begun: Begun
+    every: int
+    anchor: int
+    digest: str
+    delta: Any
+    until: float
+    latest: float
+    owner: NodeId
+    owner_cell: str
+    expected: frozenset[str]
+    parts: dict[str, Came] = field(default_factory=dict)
+    told: set[NodeId] = field(default_factory=set)
+    averaging: bool = False
+
+    @property
+    def which(self) -> tuple[str, int, NodeId]:
+        """Cell, iteration and owner: a round that is closed once more goes on if none has changed."""
+        return self.begun.cell, self.begun.iteration, self.owner
+
+    @property
+    def iteration(self) -> int:
+        """Of this delegate's cell."""
+        return self.begun.iteration
+
+    def awaited(self, me: NodeId) -> Collection[str]:
+        """Cells without which it does not end: the missing ones, or for a member the owner's."""
+        return self.expected - self.parts.keys() if self.owner == me else (self.owner_cell,)
+
+    def awaits_for_long(self, missing: Mapping[str, int], now: float) -> bool:
+        """Whether to wait longer, because one of the missing cells, at these iterations, comes."""
+        waited_s, rest_s = now - self.begun.since, self.latest - now
+        before = self.begun.others
+        return rest_s > 0 and any(
+            comes(self.every, before.get(cell, at), at, waited_s, rest_s) for cell, at in missing.items()
+        )
+
+    def stop_by(self, until: float) -> None:
+        """Wait no longer than this for anybody."""
+        self.until = self.latest = min(self.until, until)
