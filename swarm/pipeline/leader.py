@@ -148,6 +148,8 @@ class Leader(Office):
         effects = self.appointments.order(self.record, self.signed, self.term, self._base, now)
         pause_until = self.appointments.waits_until()
         if pause_until is None and not can_train(self._rows):
+            if not any(self._base) and self._deserted(now):
+                return self._give_up()
             pause_until = now + self._close_limit_s()
         if pause_until is not None:
             self.phase, self._until = "pausing", pause_until

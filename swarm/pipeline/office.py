@@ -250,6 +250,15 @@ class Office(ABC):
         others = [m for m in self.view.live() if m.facts.stages and m.node not in mine]
         if len(others) < len(mine):
             return self._query(now, self.election.why)
+        return self._give_up()
+
+    def _deserted(self, now: float) -> bool:
+        """Whether a cell of which nobody holds anything has nobody to give it to, and others train."""
+        others = any(m.facts.stages and m.facts.cell != self.record.cell for m in self.view.live())
+        empty = self.record.model_copy(update={"roster": ((),) * len(self.record.roster)})
+        return others and not self.appointments.placeable(empty, now)
+
+    def _give_up(self) -> Sequence[Effect]:
         self.phase, self._until = "following", None
         return [Dissolve("what is left of the cell lacks stages that nobody can give it")]
 

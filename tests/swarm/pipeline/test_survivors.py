@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from swarm.events import Noted
-from swarm.gossip.view import Member, MemberRecord, Status, View
+from swarm.gossip.view import Facts, Member, MemberRecord, Status, View
 from swarm.job import Job
 from swarm.messages import (
     Absent,
@@ -24,6 +24,7 @@ from swarm.messages import (
 )
 from swarm.pipeline.follower import Apply, Follower
 from swarm.pipeline.leader import Leader
+from swarm.pipeline.office import Dissolve
 from swarm.pipeline.records import read_record, record_digest, sign_record
 from swarm.planning.placement import Placement
 from transport.identity import Identity
@@ -33,6 +34,7 @@ from transport.wire import Body, Message, Signed
 PEOPLE = sorted((Identity.create(random.Random(i)) for i in range(5)), key=lambda identity: identity.node)
 A, B, C, D, E = (NodeId(identity.node) for identity in PEOPLE)
 JOB = Job.model_validate({"pipeline": {"stages": 2}, "outer": {"method": "none"}})
+NOTHING = Facts()
 
 
 def founded(*rows: tuple[str, ...]) -> Signed:
@@ -53,11 +55,20 @@ def founded(*rows: tuple[str, ...]) -> Signed:
 FIRST = founded((A, B), (A, B, C, D, E))
 
 
-def seen(verdicts: dict[NodeId, Status]) -> View:
+def seen(verdicts: dict[NodeId, Status], facts: Facts = NOTHING) -> View:
+    """Members with these verdicts; what the last of them says of itself."""
     view = View()
     for node in (A, B, C, D, E):
         record = MemberRecord(
-            job="", node=node, incarnation=0, seq=0, gossip="", work="", curve_key="", certificate=b""
+            job="",
+            node=node,
+            incarnation=0,
+            seq=0,
+            gossip="",
+            work="",
+            curve_key="",
+            certificate=b"",
+            facts=facts if node == E else NOTHING,
         )
         view = view.with_member(Member(record, verdicts.get(node, "alive")))
     return view
@@ -237,3 +248,26 @@ def test_a_follower_is_as_patient_as_the_steps_it_has_seen_take() -> None:
         leader.advance(sign_record(record, PEOPLE[2].sign), record, 0.1 * slot)
     due = leader.deadline()
     assert due is not None and due < 90.0
+
+
+def test_who_survives_with_nothing_leaves_its_cell_for_those_who_train() -> None:
+    """It had given its stage up before it was alone, and led a cell that nobody could take part in."""
+    first = founded((A,), (B,))
+    order = Placement(taker=A, stage=1, how="other_cell", donors=(E,), same_state=False, reason="E has it")
+    leader = Leader(
+        A,
+        JOB,
+        first,
+        sign=PEOPLE[0].sign,
+        check=lambda _: True,
+        place=lambda view, last, asked: (order,) if any(last.roster) else (),
+    )
+    leader.observe(seen({B: "dead"}, Facts(cell="c1", stages=(0, 1))), 0.0)
+    given_up = Absent(cell="c0", slot=0, term=leader.term, reason="others have it", stages=(0,))
+    leader.handle(A, Message(given_up), 0.0)
+    told = Promise(cell="c0", slot=0, term=leader.term, decided=first)
+    (commit, *_) = bodies(leader.handle(A, Message(told), 0.0), Commit)
+    assert isinstance(commit, Commit)
+    effects = leader.advance(commit.record, read_record(commit.record), 0.0)
+    assert [type(effect) for effect in effects] == [Dissolve]
+    assert leader.deadline() is None
