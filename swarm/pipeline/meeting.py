@@ -15,8 +15,9 @@ from transport.machine import NodeId
 
 WAIT_MIN_S = 10.0
 """However short the iterations are, other cells may be late by so much."""
-COMING = 2.5
-"""Times the wait for any cell: for one that comes. A quarter over what lies between two rounds."""
+COMING = 3.5
+"""Times the wait for any cell: for one that comes. It is met from wherever it was, if it needs for a
+round what ours does, and half as long again."""
 MEMBER = 1.5
 """Times the wait of the owner: other delegates wait for its word, which comes when that is over."""
 LEADER_GRACE_S = 120.0
@@ -71,7 +72,8 @@ class Meeting:
     """This delegate's round of one stage.
 
     parts: what the owner averages, by cell. told: who has this cell's outer gradient, and may
-    answer it with an anchor. until: when it stops waiting; latest: for cells that come.
+    answer it with an anchor. wait_s: for any cell, from when it began. until: when it stops
+    waiting; latest: for cells that come.
     """
 
     begun: Begun
@@ -79,14 +81,24 @@ class Meeting:
     anchor: int
     digest: str
     delta: Any
-    until: float
-    latest: float
+    wait_s: float
     owner: NodeId
     owner_cell: str
     expected: frozenset[str]
+    until: float = 0.0
+    latest: float = 0.0
+    predecessors: set[NodeId] = field(default_factory=set)
     parts: dict[str, Came] = field(default_factory=dict)
     told: set[NodeId] = field(default_factory=set)
     averaging: bool = False
+
+    def __post_init__(self) -> None:
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait as long as such a round may take, counted from when it began."""
+        self.until = self.begun.since + self.wait_s
+        self.latest = self.begun.since + COMING * self.wait_s
 
     @property
     def which(self) -> tuple[str, int, NodeId]:
@@ -109,6 +121,12 @@ class Meeting:
         return rest_s > 0 and any(
             comes(self.every, before.get(cell, at), at, waited_s, rest_s) for cell, at in missing.items()
         )
+
+    def succeed(self, owner: NodeId) -> None:
+        """Another delegate of its cell owns the round; the word of the one before still counts."""
+        self.predecessors.add(self.owner)
+        self.owner = owner
+        self.wait()
 
     def stop_by(self, until: float) -> None:
         """Wait no longer than this for anybody."""

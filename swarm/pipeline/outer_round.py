@@ -2,9 +2,9 @@
 
 Every stage has its own round. The owner, one delegate chosen by the anchor's count, collects
 outer gradients of the same anchor, and gives their mean and its members to every member. Only
-the owner decides who is left out: a member waits for its word, and hardly longer than the owner
-lives, so that members agree on what the round was. A cell with another anchor takes the
-owner's. A round that averaged nobody is never called averaged.
+the owner decides who is left out: a member waits for its word, so that members agree on what
+the round was, and soon after its death for that of who speaks for its cell next. A cell with
+another anchor takes the owner's. A round that averaged nobody is never called averaged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from swarm.gossip.view import View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
-from swarm.pipeline.meeting import COMING, Begun, Came, Meeting, member_wait_s, owner_wait_s
+from swarm.pipeline.meeting import Begun, Came, Meeting, member_wait_s, owner_wait_s
 from swarm.pipeline.work import Average, Settle, ShipAnchor, ShipFlat
 from swarm.planning.cells import usual
 from transport.machine import Effect, NodeId
@@ -58,6 +58,13 @@ class OuterRound:
     def _at_work(self, owner: NodeId) -> bool:
         member = self.view.members.get(owner)
         return member is not None and member.live and member.facts.state == "training"
+
+    def _successor(self, stage: int, meeting: Meeting) -> NodeId | None:
+        """Who speaks for the owner's cell now that the owner does not: that cell holds its round anew."""
+        if meeting.owner == self.me or self._at_work(meeting.owner):
+            return None
+        delegate = self._delegate(meeting.owner_cell, stage)
+        return delegate if delegate is not None and self._at_work(delegate) else None
 
     def _present(self, stage: int) -> tuple[str, ...]:
         """Cells with a live holder of the stage that still train, ours included."""
@@ -103,10 +110,8 @@ class OuterRound:
             return []
         begun = self._begun_at(stage, cell, iteration, now)
         wait_s = (owner_wait_s if owner == self.me else member_wait_s)(every, step_s)
-        until, latest = begun.since + wait_s, begun.since + COMING * wait_s
-        meeting = Meeting(
-            begun, every, anchor, digest, delta, until, latest, owner, owner_cell, frozenset(cells)
-        )
+        expected = frozenset(cells)
+        meeting = Meeting(begun, every, anchor, digest, delta, wait_s, owner, owner_cell, expected)
         self._meetings[stage] = meeting
         effects: list[Effect] = []
         if owner == self.me:
@@ -210,7 +215,9 @@ class OuterRound:
     def mean(self, peer: NodeId, body: OuterMean, payload: Any) -> Sequence[Effect]:
         """The owner's mean of a round this cell is in."""
         meeting = self._meetings.get(body.stage)
-        if meeting is None or peer != meeting.owner or self._cell not in body.members:
+        if meeting is None or self._cell not in body.members:
+            return []
+        if peer != meeting.owner and peer not in meeting.predecessors:
             return []
         averaged = dict(zip(body.members, body.iterations, strict=False)).get(self._cell)
         said, ours = (body.anchor, body.anchor_digest), (meeting.anchor, meeting.digest)
@@ -272,6 +279,10 @@ class OuterRound:
                 continue
             if meeting.owner == self.me and len(meeting.parts) > 1:
                 effects += self._average(stage, meeting)
+                continue
+            if successor := self._successor(stage, meeting):
+                meeting.succeed(successor)
+                effects.append(self._ship_delta(stage, meeting, successor))
                 continue
             del self._meetings[stage]
             missing = sorted(meeting.expected - {self._cell})

@@ -22,10 +22,11 @@ def member(
     status: str = "alive",
     iteration: int = 0,
     stages: tuple[int, ...] = (0,),
+    node: NodeId | None = None,
 ) -> Member:
     record = MemberRecord(
         job="",
-        node=NODES[cell],
+        node=node or NODES[cell],
         incarnation=0,
         seq=0,
         gossip="",
@@ -91,6 +92,28 @@ def test_the_word_of_a_dead_owner_is_not_awaited_for_long() -> None:
     settle = settled(list(outer.tick(1.0 + LAST_WORD_S)))
     assert settle.members == ()
     assert settle.mean is None
+
+
+def test_who_speaks_for_the_cell_of_a_dead_owner_next_holds_the_round_with_us() -> None:
+    """That cell closes its round anew; it waited in vain for a cell that had given up its share."""
+    outer, _ = started("c1", 0, "c0", "c1")
+    deadline, next_of_c0 = outer.deadline(), NodeId("d" * 64)
+    dead = member("c0", status="dead")
+    outer.observe(view(dead, member("c0", node=next_of_c0), member("c1")), 1.0)
+    (ship,) = outer.tick(1.0 + LAST_WORD_S)
+    assert isinstance(ship, ShipFlat)
+    assert ship.peer == next_of_c0
+    assert outer.deadline() == deadline
+    assert list(outer.mean(NODES["c2"], mean_of("c0", "c1"), "forged")) == []
+    assert settled(list(outer.mean(next_of_c0, mean_of("c0", "c1"), "the mean"))).members == ("c0", "c1")
+
+
+def test_a_mean_of_an_owner_that_was_only_taken_for_dead_counts() -> None:
+    outer, _ = started("c1", 0, "c0", "c1")
+    suspect, beside = member("c0", status="suspect"), member("c0", node=NodeId("d" * 64))
+    outer.observe(view(suspect, beside, member("c1")), 1.0)
+    outer.tick(1.0 + LAST_WORD_S)
+    assert settled(list(outer.mean(NODES["c0"], mean_of("c0", "c1"), "the mean"))).mean == "the mean"
 
 
 def test_only_the_owner_leaves_a_cell_out() -> None:
@@ -230,7 +253,7 @@ def test_what_comes_early_takes_no_more_room_than_other_cells_can_need() -> None
 
 
 def test_a_cell_comes_if_its_pace_brings_it_to_the_end_of_its_iterations() -> None:
-    """20 of them between rounds; half of a round has been waited, and three quarters are left."""
+    """20 of them between rounds; half of a round has been waited, and three quarters may be."""
     assert comes(20, before=1, now_at=8, waited_s=10.0, rest_s=15.0) is False
     assert comes(20, before=1, now_at=9, waited_s=10.0, rest_s=15.0) is True
     assert comes(20, before=20, now_at=20, waited_s=10.0, rest_s=15.0) is True, "it is in a round"
