@@ -4,10 +4,11 @@ import asyncio
 from itertools import permutations
 from math import log
 
+import pytest
 from small_worlds import play, script, small_job
 
 from swarm.lab.regions import load_regions
-from swarm.lab.world import World
+from swarm.lab.world import World, WorldOptions, run_world
 from transport.wire import Lane
 
 FAR = ("Australia", "Belgium", "Australia", "Japan")
@@ -66,3 +67,20 @@ def test_nodes_far_apart_learn_through_faults_and_no_byte_is_unaccounted_for() -
     assert all(world.network.traffic.count(lane).dropped for lane in ("control", "bulk"))
     assert played.outcome.validation is not None
     assert played.outcome.validation < log(256)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_cells_around_the_world_begin_together_and_meet_in_their_first_round(seed: int) -> None:
+    """Where news of the founding takes a second, plans came before it; that cell stood for a minute."""
+    options = WorldOptions(
+        job=small_job(nodes=20, iterations=2, every=2),
+        seed=seed,
+        regions=load_regions().setting("geo-distributed"),
+        tensors="none",
+        until_s=60.0,
+    )
+    outcome = run_world(options)
+    rounds = [event.fields for event in outcome.events if event.kind == "round"]
+    both = {str(stage): ["c0", "c1"] for stage in range(4)}
+    assert [each["members"] for each in rounds] == [both, both]
+    assert outcome.finished
