@@ -42,6 +42,7 @@ class Standing:
         self._later: dict[int, tuple[NodeId, Restore]] = {}
         self._ask_at = 0.0
         self._left_behind_at: float | None = None
+        self._alone_at: float | None = None
         self._asked = 0
 
     def waiting_for(self) -> str:
@@ -61,12 +62,12 @@ class Standing:
         for leader, order in later.values():
             self.ordered(leader, order, now)
         if (trainer := half.trainer) is None:
-            self._unplaced_at = self._left_behind_at = None
+            self._unplaced_at = self._alone_at = self._left_behind_at = None
             if half.facts.state == "restoring" and not half.restoring.busy:
                 half.leave_cell()  # the order came to nothing: a standby again
         else:
             self._ask_if_behind(trainer, now)
-            self._leave_if_unplaced(trainer)
+            self._leave_if_unplaced(trainer, now)
             self._leave_if_left_behind(trainer, now)
         half.founding.look(now)
 
@@ -102,7 +103,7 @@ class Standing:
         if half.trainer is None:
             # A newcomer is named in no genesis: what is not written down cannot be entered twice.
             half.founding.remember_entering()
-            self._unplaced_at = None
+            self._unplaced_at = self._alone_at = None
             self.likeness.forget()
             trainer = half.enter(order.decided, {}, now, newcomer=True)
             trainer.follower.adopt_term(order.term)
@@ -137,23 +138,29 @@ class Standing:
         """
         return member.facts.state == "finished" and not is_finished(record, self._half.setup.job)
 
-    def _leave_if_unplaced(self, trainer: Trainer) -> None:
+    def _leave_if_unplaced(self, trainer: Trainer, now: float) -> None:
         """Whoever ordered a stage here may have ceased to lead, and others know nothing of it.
 
-        The cell's iterations are the clock: it has gone on, and no row names this node.
+        The cell's iterations are the clock: it has gone on, and no row names this node. Where nobody
+        says that it is in the cell, all may have died before this node came.
         """
         half = self._half
         if stages_of(trainer.record.roster, half.setup.me):
-            self._unplaced_at = None
+            self._unplaced_at = self._alone_at = None
             return
         named = {n for row in trainer.record.roster for n in row}
         others = [m.facts.iteration for m in half.view.cell(trainer.cell) if m.node in named]
         newest = usual(others) if others else None
-        if self._unplaced_at is None:
+        if self._unplaced_at is not None:
+            if newest is None or newest >= self._unplaced_at + UNPLACED_ITERATIONS:
+                self.give_up_cell(f"cell {trainer.cell} went on without naming this node")
+        elif newest is not None:
             # Facts come after the records: where iterations are quick they are some of them behind.
-            self._unplaced_at = None if newest is None else max(newest, trainer.record.iteration)
-        elif newest is None or newest >= self._unplaced_at + UNPLACED_ITERATIONS:
-            self.give_up_cell(f"cell {trainer.cell} went on without naming this node")
+            self._unplaced_at = max(newest, trainer.record.iteration)
+        else:
+            self._alone_at = now if self._alone_at is None else self._alone_at
+            if now >= self._alone_at + LEFT_BEHIND_S:
+                self.give_up_cell(f"nobody is in cell {trainer.cell} any more")
 
     def _leave_if_left_behind(self, trainer: Trainer, now: float) -> None:
         """Whoever slept while the others founded a cell without it waits for them in vain."""

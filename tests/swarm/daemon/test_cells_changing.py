@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from cell_world import Cells, run_cells, small_job
+from test_liars import an_order
 
+from swarm.daemon.restore import Restored
 from swarm.messages import Commit
 from swarm.pipeline.records import read_record
 from transport.machine import NodeId
@@ -204,3 +206,23 @@ def test_who_missed_the_last_round_learns_that_the_job_has_ended(tmp_path: Path)
         await cells.finish(limit_s=10.0)
 
     run_cells(job, tmp_path, 2, scenario)
+
+
+def test_whose_leader_died_while_it_fetched_is_of_use_elsewhere(tmp_path: Path) -> None:
+    """Nobody was left in the cell that it came into, so none of it ever went on without naming it."""
+    job = small_job(tmp_path, inner={"iterations": 60}, pipeline={"nodes": 1, "stages": 2})
+
+    async def scenario(cells: Cells) -> None:
+        await cells.until(lambda: cells.nodes[0].iteration >= 2)
+        leads, taker = cells.nodes[0], cells.add().half
+        trainer = leads.half.trainer
+        assert trainer is not None
+        order = an_order(trainer.record, trainer.follower.signed)
+        await leads.crash()
+        await cells.until(lambda: taker.view.cells() == ())
+        (stage,) = taker.setup.build_stages((order.stage,)).values()
+        taker.perform(Restored(leads.identity.node, order, stage))
+        assert taker.trainer is not None
+        await cells.until(lambda: taker.trainer is None, limit_s=10.0)
+
+    run_cells(job, tmp_path, 1, scenario)
