@@ -115,12 +115,8 @@ class Evidence:
         )
 
     def fail(self, process: SimProcess, error: Exception) -> None:
-        """An error ended a process: the innermost one, and where it was raised."""
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{where.filename.rpartition('/')[2]}:{where.lineno} in {where.name}"
-        self.failures.append(f"{process.node[:12]} died of {type(error).__name__}: {error} ({place})")
+        """An error ended a process."""
+        self.failures.append(f"{process.node[:12]} died of {what_ended(error)}")
 
     def _keep(self, record: CellRecord) -> None:
         key = (record.cell, record.slot)
@@ -151,6 +147,15 @@ class Evidence:
         """How many data nodes the roster of a slot and the one before it name."""
         before = self.records.get((record.cell, record.slot - 1), [])
         return len({node for r in (record, *before) for node in r.roster[0]})
+
+
+def what_ended(error: Exception) -> str:
+    """An error in a sentence: the innermost one, and where it was raised."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{where.filename.rpartition('/')[2]}:{where.lineno} in {where.name}"
+    return f"{type(error).__name__}: {error} ({place})"
 
 
 def _founds(records: Iterable[CellRecord]) -> bool:

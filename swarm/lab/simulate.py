@@ -18,11 +18,12 @@ from swarm.events import Event
 from swarm.job import Job, load_job
 from swarm.lab.churn import HOUR_S, churn, sped_up
 from swarm.lab.faults import Fault, load_faults
+from swarm.lab.playing import run_world
 from swarm.lab.plot import check_plot, plot_run
 from swarm.lab.recipes import ModelName, large_job, simulated_job
 from swarm.lab.regions import load_regions
 from swarm.lab.trace import load_trace, replay
-from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions, run_world
+from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions
 from swarm.pipeline.data import BYTE_VOCAB
 from swarm.pipeline.model import preset
 from swarm.pipeline.room import FLOAT_BYTES, STATE_FLATS

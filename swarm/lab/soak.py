@@ -7,25 +7,22 @@ some fault is absent is found as well as what needs two of them together.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
 
 from swarm.job import Job
 from swarm.lab.faults import Fault
 from swarm.lab.liar import lie
-from swarm.lab.world import Outcome, World, WorldOptions
+from swarm.lab.playing import run_world
+from swarm.lab.world import Outcome, WorldOptions
 from swarm.pipeline.data import Corpus
 from swarm.pipeline.model import ModelConfig
-from transport.virtual_time import run_virtual
 
 FIRST_S, LAST_S = 1.5, 25.0
 """Between these moments faults begin: after the founding of the job, and while it trains."""
@@ -221,21 +218,10 @@ def words() -> Corpus:
 
 def play(scenario: Scenario) -> Outcome:
     """The scenario's world from beginning to end. Not finishing in time is broken, too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory(prefix="farflung-soak-") as directory:
-            return run_virtual(_play(scenario, Path(directory)))
-    finally:
-        torch.set_num_threads(threads)
-
-
-async def _play(scenario: Scenario, directory: Path) -> Outcome:
-    world = World(scenario.options, words(), directory)
-    if scenario.liar:
-        world.beside(lie(world, Random(f"liar {scenario.options.seed}")))
-    outcome = await world.run()
-    if outcome.broken or outcome.finished or scenario.cut_off or world.evidence.extinct:
-        return outcome  # extinct: nobody was left to rebuild the ends or the body from, as nothing promises
-    late = f"not finished {PATIENCE_S:.0f} s after the last fault, {world.iteration} iterations committed"
-    return replace(outcome, broken=(late, *world.evidence.stuck))
+    chance = Random(f"liar {scenario.options.seed}")
+    beside = (lambda world: lie(world, chance)) if scenario.liar else None
+    outcome = run_world(scenario.options, corpus=words(), beside=beside)
+    if outcome.broken or outcome.finished or scenario.cut_off or outcome.hopeless:
+        return outcome
+    late = f"not finished {PATIENCE_S:.0f} s after the last fault"
+    return replace(outcome, broken=(late, *outcome.stuck))

@@ -6,14 +6,11 @@ A run is a function of (job, faults, seed): equal arguments give equal events, b
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
-
-import torch
 
 from swarm.daemon.admission import Authority
 from swarm.daemon.compute import CostCompute
@@ -30,14 +27,13 @@ from swarm.lab.misfortune import Misfortune
 from swarm.lab.regions import load_regions
 from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
 from swarm.lab.wiretap import TappedNetwork, Wiretap
-from swarm.pipeline.data import Corpus, load_corpus
+from swarm.pipeline.data import Corpus
 from swarm.pipeline.matter import DENSE
 from swarm.pipeline.model import ModelConfig, preset
 from transport.identity import Identity, RunKeyGrant, SigningKey, sign_grant
 from transport.machine import NodeId
 from transport.sim_network import QueueLimits
 from transport.sim_paths import LinkShape
-from transport.virtual_time import run_virtual
 from transport.wire import Body
 
 CHECK_S = 1.0
@@ -86,7 +82,8 @@ class Outcome:
 
     bytes_sent: on all links. validation: held-out loss of the cell that came furthest, if it was asked
         for and a cell is whole. missed: sentences, faults that were due and found
-        nobody to hit.
+        nobody to hit. stuck: sentences, cells that could train to the end and have not.
+    hopeless: why nobody could have gone on with the job, empty if somebody could.
     """
 
     events: tuple[Event, ...]
@@ -96,6 +93,8 @@ class Outcome:
     bytes_sent: int = 0
     validation: float | None = None
     missed: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
+    hopeless: str = ""
 
 
 class World:
@@ -299,6 +298,8 @@ class World:
             bytes_sent=sum(self.network.traffic.count(lane).sent for lane in ("control", "bulk")),
             validation=validation,
             missed=tuple(self.misfortune.not_happened()),
+            stuck=self.evidence.stuck,
+            hopeless="nobody was left to rebuild from" if self.evidence.extinct else "",
         )
 
     def _examined(self) -> float | None:
@@ -319,19 +320,3 @@ class World:
         broken = tuple(f"{found} (at {virtual_now():.1f} s)" for check in CHECKERS for found in check(self))
         self.evidence.touched.clear()
         return broken
-
-
-def run_world(options: WorldOptions) -> Outcome:
-    """Make a world and let it run to its end, in virtual time. Raises DataError."""
-    corpus = load_corpus(options.job.data)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums of several threads would depend on how many there are
-    try:
-        with tempfile.TemporaryDirectory(prefix="farflung-") as directory:
-            return run_virtual(_run(options, corpus, Path(directory)))
-    finally:
-        torch.set_num_threads(threads)
-
-
-async def _run(options: WorldOptions, corpus: Corpus, directory: Path) -> Outcome:
-    return await World(options, corpus, directory).run()

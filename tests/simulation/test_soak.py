@@ -1,13 +1,16 @@
 """Promises 1-6 in worlds drawn from seeds; `scripts/soak` plays many more of them."""
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swarm.lab.soak import CLASSES, draw
 from swarm.lab.soaking import SoakOptions, known, main, play_seed, render, soak
+from swarm.lab.world import World, WorldOptions
 
 QUICK = (0, 1, 2, 4, 5, 6, 7)
 
@@ -66,6 +69,45 @@ def test_a_job_that_dies_ends_the_soak_with_a_sentence(
     monkeypatch.setattr("sys.executable", "false")
     with pytest.raises(SystemExit, match="a job of the soak ended with code 1"):
         list(soak(SoakOptions(seeds=2, jobs=2, out=tmp_path)))
+
+
+@pytest.mark.parametrize("spins", [False, True])
+def test_an_error_that_ends_a_whole_world_is_a_finding_with_its_seed_and_the_soak_goes_on(
+    spins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A livelock, say: what one soaks for. It ended the soak with a traceback that named no seed."""
+
+    async def spin(world: World) -> None:
+        loop = asyncio.get_running_loop()
+
+        def again() -> None:
+            loop.call_soon(again)
+
+        loop.call_later(3, again)
+        await asyncio.sleep(5)
+
+    async def fail(world: World) -> None:
+        await asyncio.sleep(3)
+        asyncio.get_running_loop().call_later(1, lambda: 1 // 0)
+        await asyncio.sleep(2)
+
+    monkeypatch.setattr("transport.virtual_time.STEPS_PER_INSTANT_MAX", 10_000)
+    hurt = spin if spins else fail
+    whole = World.__init__
+
+    def hurting(world: World, options: WorldOptions, *rest: Any) -> None:
+        whole(world, options, *rest)
+        if options.seed == 20:
+            world.beside(hurt(world))
+
+    monkeypatch.setattr(World, "__init__", hurting)
+    assert main(["--seeds", "2", "--first", "20", "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "livelock at" in told if spins else "ZeroDivisionError" in told
+    assert "seed 20 broke at" in told
+    assert '"event":"committed"' in told
+    assert "2 worlds" in told
+    assert "broken: 20" in told
 
 
 def test_a_broken_seed_is_told_with_its_sentence_its_events_and_how_to_play_it_again() -> None:
