@@ -7,8 +7,9 @@ from math import log
 import pytest
 from small_worlds import play, script, small_job
 
+from swarm.lab.playing import run_world
 from swarm.lab.regions import load_regions
-from swarm.lab.world import World, WorldOptions, run_world
+from swarm.lab.world import World, WorldOptions
 from transport.wire import Lane
 
 FAR = ("Australia", "Belgium", "Australia", "Japan")
