@@ -15,12 +15,13 @@ from swarm.events import Noted
 from swarm.gossip.compact import Renewal, completed
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated, updated
-from swarm.gossip.messages import Claim, Compare, Exchange, Notice, Updates
+from swarm.gossip.exchanging import Exchanging
+from swarm.gossip.messages import Claim, Exchange, Notice, Updates
 from swarm.gossip.own_record import OwnRecord
 from swarm.gossip.probing import Choose, Probing, Verdict
 from swarm.gossip.records import Untrusted, Verifier, read_claim
 from swarm.gossip.refusals import Refusals
-from swarm.gossip.register import EVIDENCE_MAX, Register, Row
+from swarm.gossip.register import Register, Row
 from swarm.gossip.spreading import MOURNERS, Spreading
 from swarm.gossip.view import Facts, MemberRecord, View
 from transport.link import Endpoint
@@ -60,7 +61,8 @@ class Membership:
         self._due: float | None = None
         self._awake_at = now
         self._reap_at = now + config.push_pull_s
-        self._spreading = Spreading(self.own, self.register, config, rng, now)
+        self._spreading = spreading = Spreading(self.own, self.register, config, rng, now)
+        self._exchanging = Exchanging(self.own, self.register, spreading, config, rng, now)
         self._announce()
 
     @property
@@ -74,7 +76,7 @@ class Membership:
         self._spreading.expected = len(records)
         effects = [e for signed in records for e in self._learn(signed, self.me, now, told=True)]
         self._spreading.settle()
-        return [*self._announce(), *effects, *self._spreading.meet(list(self.register.rows))]
+        return [*self._announce(), *effects, *self._exchanging.meet(list(self.register.rows))]
 
     def set_facts(self, facts: Facts, now: float) -> Sequence[Effect]:
         """Advertise these facts: at once if its place changes, else not more often than `facts_s`."""
@@ -125,23 +127,25 @@ class Membership:
         effects = [*self._notice_stall(now)]
         self._due = None
         # A record first: what is claimed of it refers to it.
-        told = isinstance(body, Exchange)
+        told, lacking = isinstance(body, Exchange), self._spreading.hear(body)
         for signed in body.records:
             effects += self._learn(signed, peer, now, told=told)
+        unknown: list[NodeId] = []
         for renewal in body.renewals:
-            effects += self._complete(renewal, peer, now, told=told)
+            effects += self._complete(renewal, peer, now, unknown, told=told)
         for signed in body.claims:
             effects += self._hear(signed, peer, now, told=told)
         if body.claims:
-            effects += self._spreading.correct(body.claims, peer)
+            effects += self._exchanging.correct(body.claims, peer)
         for notice in body.notices:
             effects += self._take_notice(notice, peer, now)
-        effects += self._spreading.fill(self.probing.handle(peer, body, now))
-        if isinstance(body, Compare):
-            effects += self._spreading.answer(peer, body, now)
-        elif told:
-            self._spreading.newcomer = self._spreading.stranger = False
-        return effects
+        if told:
+            self._exchanging.was_told()
+        sends = self._spreading.fill(self.probing.handle(peer, body, now))
+        sends += self._exchanging.handle(peer, body, now)
+        sends += self._exchanging.give(peer, body, now)
+        sends += self._exchanging.ask_whole(unknown, peer, now)
+        return [*effects, *self._spreading.ask(lacking, peer, sends)]
 
     def tick(self, now: float) -> Sequence[Effect]:
         """Probe, gossip, exchange, bury: whatever is due."""
@@ -153,12 +157,12 @@ class Membership:
         effects += self._spreading.fill(sends)
         if now >= self.own.due:
             effects += self._renew(now)
-        return [*effects, *self._bury(now), *self._spreading.tick(now)]
+        return [*effects, *self._bury(now), *self._spreading.tick(now), *self._exchanging.tick(now)]
 
     def deadline(self) -> float:
         """The next thing to do; asked far oftener than it changes."""
         if self._due is None:
-            rest = self.probing.deadline(), self.register.due, self.own.due
+            rest = self._exchanging.deadline(), self.probing.deadline(), self.register.due, self.own.due
             self._due = min(self._spreading.deadline(), *rest)
         return self._due
 
@@ -169,7 +173,6 @@ class Membership:
         node = NodeId(signed.signer)
         row = self.register.rows.get(node)
         if row is not None and row.signed.payload == signed.payload:
-            self._spreading.heard("record", node)
             return []
         if node in self._revoked:
             return []
@@ -199,17 +202,19 @@ class Membership:
         know = Know(node, Endpoint(record.gossip, record.curve_key))
         return [know, updated(row), *self._spreading.greet(row)]
 
-    def _complete(self, renewal: Renewal, peer: NodeId, now: float, *, told: bool) -> Sequence[Effect]:
-        """A newer record of a member, of which the beginning is known; else the teller is asked."""
+    def _complete(
+        self, renewal: Renewal, peer: NodeId, now: float, unknown: list[NodeId], *, told: bool
+    ) -> Sequence[Effect]:
+        """A newer record of a member, of which the beginning is known; else it is among the unknown."""
         node = NodeId(renewal.node)
         row = self.register.rows.get(node)
         known = self.own.signed if node == self.me else row.signed if row is not None else None
         if known is not None and known.signature == renewal.signature:
-            self._spreading.heard("record", node)
             return []
         signed = completed(renewal, known.payload) if known is not None else None
         if signed is None:
-            return self._spreading.ask_whole(peer, now) if node not in self._revoked else []
+            unknown += [node] if node not in self._revoked else []
+            return []
         return self._learn(signed, peer, now, told=told)
 
     def _hear(self, signed: Signed, peer: NodeId, now: float, *, told: bool = False) -> Sequence[Effect]:
@@ -221,7 +226,6 @@ class Membership:
             claim = read_claim(signed)
             about_me = claim.node == self.me and claim.incarnation == self.own.record.incarnation
             if not about_me and not self.register.is_news(claim):
-                self._spreading.heard("claim", claim.node, claim.by)
                 return []
             self._verifier.claim(signed, accuser.member.record)
         except Untrusted as error:
@@ -251,7 +255,7 @@ class Membership:
         if signed in row.evidence and (self._spreading.small or not told):
             self._spreading.tell_accusation(row, claim, signed, now, first=not was_suspect)
         assert row.suspicion is not None
-        if len(row.suspicion.closed_by) > EVIDENCE_MAX:
+        if len(row.suspicion.closed_by) > self.register.accusers_max:
             self._spreading.queue.drop(("claim", node, self.me))  # nobody needs ours any more
         if self.me not in row.suspicion.by and (claim.closed or self._spreading.checks):
             effects += self.doubt(node, now)
@@ -276,7 +280,8 @@ class Membership:
         row = self.register.rows.get(verdict.peer)
         if row is None:
             return []
-        signed = self.own.claim(verdict.peer, row.member.record.incarnation, closed=verdict.closed)
+        incarnation, seconded = row.member.record.incarnation, verdict.seconded
+        signed = self.own.claim(verdict.peer, incarnation, closed=verdict.closed, seconded=seconded)
         claim = read_claim(signed)
         if not self.register.is_news(claim):
             return []
@@ -286,7 +291,8 @@ class Membership:
     def _bury(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for node, row in self.register.overdue(now):
-            signed = self.own.claim(node, row.member.record.incarnation, dead=True)
+            others = row.suspicion.confirmations(len(self.register)) if row.suspicion else 0
+            signed = self.own.claim(node, row.member.record.incarnation, dead=True, seconded=others)
             self.register.bury(row, signed, now)
             if self._spreading.chosen(MOURNERS):
                 self._spreading.confirm(("claim", node, self.me), signed, now)

@@ -19,6 +19,17 @@ BUCKETS = 128
 """Of node ids, by their first two hex digits, in a comparison of views."""
 HASH_BYTES = 4
 HASHES_BYTES = BUCKETS * HASH_BYTES
+MARK_BYTES = 7
+SHOWN_BYTES = MARK_BYTES + 1
+"""A mark, and a mark with its age (`comparing`)."""
+SHOWN_MAX = 8192
+"""Marks shown in one message: 64 KiB."""
+WANTED_MAX = 64
+"""Marks, or nodes, asked for in one message."""
+TOLD_MAX = 512
+"""Updates told by their marks in one message."""
+SECONDED_MAX = 3
+"""Others that a claim counts."""
 REVOKED_MAX = 3_000
 """Nodes that a job can revoke; a `Revocation` names them all."""
 
@@ -27,7 +38,7 @@ class Claim(Part):
     """One node's word about another, signed in domain "claim": never more than a suspicion.
 
     About oneself it is a farewell. closed: the accuser's own connection to the node closed.
-    dead: its suspicion ran out.
+    dead: its suspicion ran out. seconded: how many others did not reach the node for it, either.
     """
 
     node: NodeText
@@ -35,6 +46,7 @@ class Claim(Part):
     by: NodeText
     closed: bool = False
     dead: bool = False
+    seconded: Annotated[int, Field(ge=0, le=SECONDED_MAX)] = 0
 
 
 class Notice(Part):
@@ -58,13 +70,16 @@ class Revocation(Part):
 class Updates(Body):
     """Base: updates that ride on every gossip message.
 
-    renewals: records of nodes of which the receiver probably has an earlier one.
+    renewals: records of nodes of which the receiver probably has an earlier one. told: marks of
+    updates that it probably has; of those that it has not it tells by `wanted`.
     """
 
     records: Annotated[tuple[Signed, ...], Field(max_length=UPDATES_MAX)] = ()
     renewals: Annotated[tuple[CompactRecord, ...], Field(max_length=UPDATES_MAX)] = ()
     claims: Annotated[tuple[SignedClaim, ...], Field(max_length=UPDATES_MAX)] = ()
     notices: Annotated[tuple[Notice, ...], Field(max_length=UPDATES_MAX)] = ()
+    told: Annotated[bytes, Field(max_length=TOLD_MAX * MARK_BYTES)] = b""
+    wanted: Annotated[bytes, Field(max_length=WANTED_MAX * MARK_BYTES)] = b""
 
 
 class Ping(Updates):
@@ -122,10 +137,30 @@ class Compare(Updates):
     whole: bool
 
 
+class Marks(Updates):
+    """What the sender holds in the buckets in which it differs from one that showed hashes.
+
+    buckets: one byte each. shown: marks with their ages of all that it holds there.
+    """
+
+    kind: ClassVar[str] = "marks"
+
+    buckets: Annotated[bytes, Field(min_length=1, max_length=BUCKETS)]
+    shown: Annotated[bytes, Field(max_length=SHOWN_MAX * SHOWN_BYTES)]
+
+
+class Want(Updates):
+    """Tell me the whole records of these nodes."""
+
+    kind: ClassVar[str] = "want"
+
+    nodes: Annotated[tuple[NodeText, ...], Field(max_length=WANTED_MAX)]
+
+
 class Exchange(Updates):
     """Rows of the sender's view, those in which it differs from the receiver's."""
 
     kind: ClassVar[str] = "exchange"
 
 
-GOSSIP_KINDS: tuple[type[Body], ...] = (Ping, Ack, PingRequest, Nack, Spread, Compare, Exchange)
+GOSSIP_KINDS: tuple[type[Body], ...] = (Ping, Ack, PingRequest, Nack, Spread, Compare, Marks, Want, Exchange)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from swarm.gossip.compact import Renewal, renewal_of
 from swarm.gossip.config import GossipConfig
-from swarm.gossip.messages import Claim
+from swarm.gossip.messages import SECONDED_MAX, Claim
 from swarm.gossip.records import CLAIM, MEMBER, pack, pack_claim
 from swarm.gossip.view import Facts, Member, MemberRecord
 from transport.machine import NodeId
@@ -34,12 +34,12 @@ class OwnRecord:
         """When changed facts are told, if some wait."""
         self._sign, self._config = sign, config
         self._facts = record.facts
-        self._told_at = self._begun_at = now
+        self.told_at = self._begun_at = now
 
     @property
     def told(self) -> Signed | Renewal:
         """Its record as others hear of it: whole as long as some may have none of this beginning."""
-        whole = self._told_at < self._begun_at + RECENT_S
+        whole = self.told_at < self._begun_at + RECENT_S
         return self.signed if whole else renewal_of(self.signed) or self.signed
 
     @property
@@ -47,9 +47,18 @@ class OwnRecord:
         """Its row in its own view."""
         return Member(self.record, "alive")
 
-    def claim(self, node: NodeId, incarnation: int, *, closed: bool = False, dead: bool = False) -> Signed:
+    def claim(
+        self, node: NodeId, incarnation: int, *, closed: bool = False, dead: bool = False, seconded: int = 0
+    ) -> Signed:
         """This node's word about another; about itself, its farewell."""
-        claim = Claim(node=node, incarnation=incarnation, by=self.node, closed=closed, dead=dead)
+        claim = Claim(
+            node=node,
+            incarnation=incarnation,
+            by=self.node,
+            closed=closed,
+            dead=dead,
+            seconded=min(seconded, SECONDED_MAX),
+        )
         return self._sign(CLAIM, pack_claim(claim))
 
     def set_facts(self, facts: Facts, members: int, now: float) -> bool:
@@ -59,7 +68,7 @@ class OwnRecord:
         if facts == told:
             self.due = math.inf
         elif self.due == math.inf:
-            self.due = max(now, self._told_at + self._config.facts_s * max(1.0, members / TALKATIVE))
+            self.due = max(now, self.told_at + self._config.facts_s * max(1.0, members / TALKATIVE))
         return any(getattr(facts, name) != getattr(told, name) for name in URGENT)
 
     def recertify(self, certificate: bytes, now: float) -> None:
@@ -74,4 +83,4 @@ class OwnRecord:
             changes["incarnation"] = max(beyond, self.record.incarnation) + 1
         self.record = self.record.model_copy(update=changes)
         self.signed = self._sign(MEMBER, pack(self.record))
-        self.due, self._told_at = math.inf, now
+        self.due, self.told_at = math.inf, now

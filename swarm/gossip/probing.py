@@ -29,10 +29,14 @@ RELAY_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A peer did not answer. closed: its connection to this node closed, and it said nothing since."""
+    """A peer did not answer. closed: its connection to this node closed, and it said nothing since.
+
+    seconded: how many others say that they did not reach it, either.
+    """
 
     peer: NodeId
     closed: bool
+    seconded: int = 0
 
 
 @dataclass(slots=True)
@@ -187,7 +191,7 @@ class Probing:
             return [Send(asker, Message(Nack(seq=seq)))], []
         if not probe.urgent:
             self.worse(len(probe.others - probe.nacks) if probe.others else 1)
-        return [], [Verdict(probe.peer, probe.peer in self._closed)]
+        return [], [Verdict(probe.peer, probe.peer in self._closed, len(probe.nacks))]
 
     # -- answering --------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgpack
 from pydantic import BaseModel, ValidationError
 
-from swarm.gossip.messages import Claim
+from swarm.gossip.messages import SECONDED_MAX, Claim
 from swarm.gossip.view import MemberRecord
 from transport.wire import Signed
 
@@ -20,7 +20,7 @@ REVOCATION = "revocation"
 
 _CLAIM = Struct(">32sQB")
 """Node, incarnation, flags: fixed, as claims are most of what is told of a death."""
-_CLOSED, _DEAD = 1, 2
+_CLOSED, _DEAD, _SECONDED = 1, 2, 4
 
 
 class Untrusted(ValueError):
@@ -47,18 +47,24 @@ def pack(part: BaseModel) -> bytes:
 
 def pack_claim(claim: Claim) -> bytes:
     """The bytes of a claim that is about to be signed; who signs is the accuser."""
-    flags = _CLOSED * claim.closed + _DEAD * claim.dead
+    flags = _CLOSED * claim.closed + _DEAD * claim.dead + _SECONDED * claim.seconded
     return _CLAIM.pack(bytes.fromhex(claim.node), claim.incarnation, flags)
 
 
 @lru_cache(maxsize=4096)
 def _decode_claim(payload: bytes, signer: str) -> Claim:
     # The same claim arrives a dozen times. Raising keeps what is no claim out of the cache.
-    if len(payload) != _CLAIM.size or payload[-1] > _CLOSED + _DEAD:
+    if len(payload) != _CLAIM.size or payload[-1] >= _SECONDED * (SECONDED_MAX + 1):
         raise Untrusted("not a claim")
     node, incarnation, flags = _CLAIM.unpack(payload)
-    closed, dead = bool(flags & _CLOSED), bool(flags & _DEAD)
-    return Claim(node=node.hex(), incarnation=incarnation, by=signer, closed=closed, dead=dead)
+    return Claim(
+        node=node.hex(),
+        incarnation=incarnation,
+        by=signer,
+        closed=bool(flags & _CLOSED),
+        dead=bool(flags & _DEAD),
+        seconded=flags // _SECONDED,
+    )
 
 
 def read_claim(signed: Signed) -> Claim:

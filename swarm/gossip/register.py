@@ -19,13 +19,11 @@ from swarm.gossip.compact import Renewal, begin_alike, renewal_of
 from swarm.gossip.comparing import Hashes, bucket_of, bucket_starts, mark_of
 from swarm.gossip.config import GossipConfig
 from swarm.gossip.messages import Claim
-from swarm.gossip.suspicion import CONFIRMERS, Suspicion
+from swarm.gossip.suspicion import Suspicion, confirmers
 from swarm.gossip.view import Member, MemberRecord, Status, View
 from transport.machine import NodeId
 from transport.wire import Signed
 
-EVIDENCE_MAX = CONFIRMERS + 1
-"""Accusations passed on about one node. More make no difference to anybody's timer."""
 FEW = 64
 """Members that are looked through one by one; of more, random ones are tried."""
 TRIES = 8
@@ -38,6 +36,7 @@ class Row:
     """What is known of one node.
 
     since: when its status became what it is. heard_at: when its incarnation was first heard of.
+    changed_at: when its record or status last changed.
     evidence: signed claims behind that status: the accusations of a suspect, these and our own of
     a dead node, the farewell of one that left. until: when a suspect is buried. mark: see `comparing`.
     renewal: the record without its beginning, if an earlier one with the same was known here, and
@@ -48,6 +47,7 @@ class Row:
     signed: Signed
     since: float
     heard_at: float
+    changed_at: float
     suspicion: Suspicion | None = None
     evidence: tuple[Signed, ...] = ()
     renewal: Renewal | None = None
@@ -88,7 +88,8 @@ class Register:
         self.rows: dict[NodeId, Row] = {}
         self.hashes = Hashes()
         self.due = inf
-        self._mine, self._my_mark = me, 0
+        self.my_mark = 0
+        self._mine = me
         self._config, self._rng = config, rng
         self._view: View | None = None
         self._order: list[NodeId] = []
@@ -162,6 +163,11 @@ class Register:
         return list(self._suspected.items())
 
     @property
+    def accusers_max(self) -> int:
+        """Accusations passed on about one node. More make no difference to anybody's timer."""
+        return confirmers(len(self)) + 1
+
+    @property
     def is_full(self) -> bool:
         """Whether there is no room for another member."""
         return len(self.rows) >= self._config.members_max
@@ -173,7 +179,7 @@ class Register:
         node = NodeId(record.node)
         row = self.rows.get(node)
         if row is None:
-            self._introduce(node, Row(Member(record, "alive", "new"), signed, now, now))
+            self._introduce(node, Row(Member(record, "alive", "new"), signed, now, now, now))
             return NEW
         old = row.member.record
         # The payload decides between two records of one version: only a faulty owner makes them.
@@ -181,7 +187,7 @@ class Register:
             return None
         revived = record.incarnation > old.incarnation and row.member.status != "alive"
         row.renewal = renewal_of(signed) if begin_alike(signed, row.signed) else None
-        row.signed = signed
+        row.signed, row.changed_at = signed, now
         if record.incarnation > old.incarnation:
             row.heard_at = now
         row.member = Member(record, row.member.status, row.member.reason)
@@ -201,7 +207,7 @@ class Register:
             return row.member.status != "left"
         accuser = self.rows.get(NodeId(claim.by))
         counts = claim.by == self.me or (accuser is not None and accuser.believed)
-        return counts and row.believed and (row.suspicion is None or row.suspicion.is_news(claim))
+        return counts and row.believed and (row.suspicion is None or row.suspicion.is_news(claim, len(self)))
 
     def accuse(self, claim: Claim, signed: Signed, now: float) -> Row:
         """Count an accusation that is news."""
@@ -213,7 +219,7 @@ class Register:
             why = "its connection closed" if claim.closed else "silent"
             self._turn(row, "suspect", f"{why}, says {claim.by[:8]}", (), now)
         self._time(row)
-        if len(row.evidence) < EVIDENCE_MAX:
+        if len(row.evidence) < self.accusers_max:
             row.evidence = (*row.evidence, signed)
         return row
 
@@ -258,11 +264,12 @@ class Register:
     def replace_me(self, member: Member, signed: Signed) -> None:
         """This node's own row."""
         mark = _mark(member, signed)
-        self.hashes.replace(bucket_of(self.me), self._my_mark, mark)
-        self._mine, self._my_mark, self._view = member, mark, None
+        self.hashes.replace(bucket_of(self.me), self.my_mark, mark)
+        self._mine, self.my_mark, self._view = member, mark, None
 
     def _turn(self, row: Row, status: Status, reason: str, evidence: tuple[Signed, ...], now: float) -> None:
-        row.member, row.since, row.evidence = Member(row.member.record, status, reason), now, evidence
+        row.member, row.evidence = Member(row.member.record, status, reason), evidence
+        row.since = row.changed_at = now
         self._show(row)
 
     def _introduce(self, node: NodeId, row: Row) -> None:

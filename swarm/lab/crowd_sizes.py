@@ -55,6 +55,8 @@ def _field(name: str, value: object) -> int:
         return head + uint(value)
     if isinstance(value, str):
         return head + text(value)
+    if isinstance(value, tuple):
+        return head + array(len(value)) + sum(map(text, value))
     assert isinstance(value, bytes), f"no arithmetic for {name}"
     return head + binary(value)
 
@@ -86,12 +88,15 @@ class Sizes:
             head += text("renewals") + array(len(body.renewals)) + sum(map(_renewal, body.renewals))
         if body.claims:
             head += text("claims") + array(len(body.claims)) + len(body.claims) * (CLAIM_BYTES + 2)
+        for name, marks in (("told", body.told), ("wanted", body.wanted)):
+            head += _field(name, marks) if marks else 0
         return head
 
     def _head(self, kind: type[Updates]) -> tuple[int, tuple[str, ...]]:
         """Bytes of map, version and kind, and the fields that vary; the map has at most 15 of all."""
         names = tuple(name for name, field in kind.model_fields.items() if field.is_required())
-        assert set(kind.model_fields) == {*names, "records", "renewals", "claims", "notices", "tensors"}
+        updates = {"records", "renewals", "claims", "notices", "told", "wanted"}
+        assert set(kind.model_fields) == {*names, *updates, "tensors"}
         bytes_ = 1 + text("v") + uint(PROTOCOL_VERSION) + text("k") + text(kind.kind)
         self._heads[kind.kind] = (bytes_, names)
         return bytes_, names

@@ -12,10 +12,10 @@ from swarm.events import Noted
 from swarm.gossip.config import GossipConfig, volunteer_wan
 from swarm.gossip.dissemination import paged
 from swarm.gossip.effects import Forget, Know, MemberUpdated, NoticeUpdated
+from swarm.gossip.exchanging import PAGE_BYTES
 from swarm.gossip.membership import Membership
 from swarm.gossip.messages import BUCKETS, GOSSIP_KINDS, Claim, Exchange, Notice, Updates
 from swarm.gossip.records import CLAIM, MEMBER, Untrusted, pack, pack_claim, read_claim
-from swarm.gossip.spreading import PAGE_BYTES
 from swarm.gossip.view import Facts, MemberRecord, Role, read_member
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message, Schema, Signed, WireError
@@ -84,7 +84,8 @@ def signed_claim(by: int, about: int, incarnation: int = 1, **how: bool) -> Sign
 
 def whole_view(membership: Membership) -> list[Message]:
     """All that a node tells somebody who knows nothing, in pages."""
-    pages = paged(membership._spreading._differing(range(BUCKETS), True, True), PAGE_BYTES)
+    held = (each for bucket in range(BUCKETS) for each in membership._exchanging.held(bucket))
+    pages = paged((update for each in held for update in each.updates(whole=True)), PAGE_BYTES)
     return [Message(Exchange().model_copy(update=page.fields())) for page in pages]
 
 

@@ -17,7 +17,7 @@ from swarm.gossip.compact import (
     renewal_of,
 )
 from swarm.gossip.membership import Membership
-from swarm.gossip.messages import HASHES_BYTES, Compare, Exchange, Spread
+from swarm.gossip.messages import HASHES_BYTES, Compare, Exchange, Spread, Want
 from swarm.gossip.records import Untrusted, read_claim
 from transport.machine import Send
 from transport.wire import Message
@@ -91,8 +91,8 @@ def test_who_cannot_complete_a_renewal_asks_its_teller_for_the_record(known: boo
     membership = meet(record_of(2), *([record_of(1)] if known else []))
     renewal = renewal_of(signed_record(moved))
     effects = membership.handle(B, Message(Spread(renewals=(renewal,))), 1.0)
-    asked = [e for e in effects if isinstance(e, Send) and isinstance(e.message.body, Compare)]
-    assert [(e.peer, e.message.body.whole) for e in asked] == [(B, True)]
+    asked = [e for e in effects if isinstance(e, Send) and isinstance(e.message.body, Want)]
+    assert [(e.peer, e.message.body.nodes) for e in asked] == [(B, (A,))]
     teller = machine(2)
     teller.seed([signed_record(moved), membership.own.signed], 0.0)
     [answer, *_] = [e for e in teller.handle(membership.me, asked[0].message, 1.1) if isinstance(e, Send)]
@@ -106,7 +106,7 @@ def test_renewals_of_the_unknown_are_asked_for_no_oftener_than_answered() -> Non
     asked = 0
     for index in range(100):
         effects = membership.handle(B, Message(Spread(renewals=(renewed(10 + index),))), 1.0 + index / 100)
-        asked += sum(isinstance(e, Send) and isinstance(e.message.body, Compare) for e in effects)
+        asked += sum(isinstance(e, Send) and isinstance(e.message.body, Want) for e in effects)
     assert asked == 1
     assert not membership.handle(node_name(9), Message(Spread(renewals=(renewed(200),))), 9.0)
 
@@ -132,7 +132,7 @@ def test_a_claim_travels_in_137_bytes_and_comes_back_the_same(how: dict[str, boo
     assert (claim.closed, claim.dead) == (how.get("closed", False), how.get("dead", False))
 
 
-@pytest.mark.parametrize("payload", [b"", bytes(40), bytes(40) + b"\x04", bytes(32) + b"\xff" * 8 + b"\x00"])
+@pytest.mark.parametrize("payload", [b"", bytes(40), bytes(40) + b"\x10", bytes(32) + b"\xff" * 8 + b"\x00"])
 def test_what_is_no_claim_is_not_read_as_one(payload: bytes) -> None:
     with pytest.raises(Untrusted):
         read_claim(signed_claim(3, 1).model_copy(update={"payload": payload}))

@@ -1,6 +1,7 @@
 """Suspicions fall with distinct accusers, never below the shortest; crashes need our own evidence."""
 
 import math
+from typing import Any
 
 import pytest
 from gossip_world import node_name
@@ -15,8 +16,8 @@ WAN = volunteer_wan()
 ME, OTHERS = node_name(0), [node_name(index) for index in range(2, 9)]
 
 
-def claim(by: str, *, closed: bool = False) -> Claim:
-    return Claim(node=node_name(1), incarnation=1, by=by, closed=closed)
+def claim(by: str, **how: Any) -> Claim:
+    return Claim(node=node_name(1), incarnation=1, by=by, **how)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ def claim(by: str, *, closed: bool = False) -> Claim:
         (4, 1, 15 - 5 * math.log(2) / math.log(3)),
         (4, 2, 10.0),
         (100, 0, 30.0),
+        (100, 1, 20.0),
         (100, 3, 20.0),
     ],
 )
@@ -51,7 +53,7 @@ def test_the_timer_falls_within_its_bounds(members: int, confirmations: int) -> 
 def test_an_accuser_counts_once() -> None:
     suspicion = Suspicion(ME, since=0.0)
     suspicion.add(claim(OTHERS[0]), 0.0)
-    assert not suspicion.is_news(claim(OTHERS[0]))
+    assert not suspicion.is_news(claim(OTHERS[0]), 8)
     suspicion.add(claim(OTHERS[0]), 1.0)
     assert suspicion.until(WAN, 8, 6) == 15.0
     suspicion.add(claim(OTHERS[1]), 1.0)
@@ -61,7 +63,20 @@ def test_an_accuser_counts_once() -> None:
 def test_a_closed_connection_is_news_from_an_accuser_that_only_said_silent() -> None:
     suspicion = Suspicion(ME, since=0.0)
     suspicion.add(claim(OTHERS[0]), 0.0)
-    assert suspicion.is_news(claim(OTHERS[0], closed=True))
+    assert suspicion.is_news(claim(OTHERS[0], closed=True), 8)
+
+
+def test_in_a_large_swarm_others_that_do_not_reach_it_either_count_as_accusers() -> None:
+    suspicion = Suspicion(ME, since=0.0)
+    suspicion.add(claim(OTHERS[0]), 0.0)
+    assert suspicion.until(WAN, 100, 98) == 30.0
+    assert suspicion.is_news(claim(OTHERS[1]), 100)
+    suspicion.add(claim(OTHERS[0], seconded=2), 0.0)
+    assert suspicion.until(WAN, 100, 98) == 20.0
+    assert not suspicion.is_news(claim(OTHERS[1]), 100)
+    assert suspicion.is_news(claim(OTHERS[1], closed=True), 100)
+    assert suspicion.until(WAN, 8, 6) == 15.0, "in a small one everybody can look for itself"
+    assert suspicion.is_news(claim(OTHERS[1]), 8)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from swarm.daemon.options import UserError
 from swarm.gossip.compact import Renewal, packed_claim
-from swarm.gossip.messages import GOSSIP_KINDS, HASHES_BYTES, Updates
+from swarm.gossip.messages import BUCKETS, GOSSIP_KINDS, HASHES_BYTES, MARK_BYTES, SHOWN_BYTES, Updates, Want
 from swarm.lab.crowd import Crowd
 from swarm.lab.crowd_run import PATH, CrowdOptions, crowd_options, render_crowd, run_crowd
 from swarm.lab.crowd_sizes import Sizes
@@ -45,7 +45,13 @@ FIELDS: dict[str, dict[str, Any]] = {
         "newcomer": st.booleans(),
         "whole": st.booleans(),
     },
+    "marks": {
+        "buckets": st.binary(min_size=1, max_size=BUCKETS),
+        "shown": st.integers(0, 40).map(lambda count: bytes(count * SHOWN_BYTES)),
+    },
+    "want": {"nodes": st.lists(HEX, max_size=20).map(tuple)},
 }
+MARKED = st.sampled_from((b"", bytes(MARK_BYTES), bytes(40 * MARK_BYTES)))
 
 
 @st.composite
@@ -56,6 +62,8 @@ def bodies(draw: Any) -> Body:
         "renewals": tuple(draw(st.lists(RENEWAL, max_size=2))) * draw(st.sampled_from((1, 9))),
         "claims": tuple(draw(st.lists(CLAIM, max_size=2))) * draw(st.sampled_from((1, 9))),
         "notices": tuple(draw(st.lists(NOTICE, max_size=1))),
+        "told": draw(MARKED),
+        "wanted": draw(MARKED),
     }
     fields = {name: draw(strategy) for name, strategy in FIELDS[kind].items()}
     return KINDS[kind].model_validate(fields | updates)
@@ -87,8 +95,12 @@ def test_what_a_crowd_says_would_survive_the_wire() -> None:
     crowd.begin()
     crowd.crash(crowd.hosts[3])
     crowd.at(1.0, lambda: crowd.stall(crowd.hosts[5], 6.0))
+    for turn in range(8):
+        crowd.at(40.0 + 9.0 * turn, lambda turn=turn: crowd.crash(crowd.hosts[10 + turn]))
+        crowd.at(80.0 + 9.0 * turn, lambda turn=turn: crowd.restart(crowd.hosts[10 + turn]))
     crowd.at(40.0, lambda: crowd.restart(crowd.hosts[3]))
-    crowd.run(60.0)
+    crowd.run(160.0)
+    heard.append(Message(Want(nodes=tuple(host.node for host in crowd.hosts))))
     sizes = Sizes()
     for message in heard:
         assert isinstance(message.body, Updates)
