@@ -7,7 +7,7 @@ until anything else in it changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
@@ -15,23 +15,32 @@ from zlib import crc32
 
 from swarm.gossip.compact import Renewal
 from swarm.gossip.messages import BUCKETS, HASH_BYTES, MARK_BYTES, SHOWN_BYTES, Notice
+from swarm.gossip.records import claim_of
 from transport.wire import Signed
 
 _PACKED = Struct(f">{BUCKETS}I")
-_MARK, _SHOWN = Struct(">3sI"), Struct(">3sIB")
+_MARK, _SHOWN = Struct(">BI"), Struct(">BIHB")
 assert (_MARK.size, _SHOWN.size) == (MARK_BYTES, SHOWN_BYTES)
-_NAME_DIGITS = 6
 AGE_MAX_S = 255
 """An age that is shown; longer ones are all alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is known of something, as others are asked for it: the first digits of a node id, or of a
-    topic's hash, and the hash of what is known."""
+    """What is known of something, as others are told of it: where it counts, and its hash."""
 
-    name: str
+    bucket: int
     hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A mark as a view shows it. tag: of that which is known, so that two states of one thing are seen
+    to be that; age_s: since when it is known."""
+
+    mark: Mark
+    tag: int
+    age_s: int
 
 
 def bucket_of(name: str) -> int:
@@ -61,42 +70,51 @@ def notice_hash(notice: Notice) -> int:
 
 def mark(name: str, hash_: int) -> Mark:
     """The mark of what is known of a node id or `topic_name`."""
-    return Mark(name[:_NAME_DIGITS], hash_)
+    return Mark(bucket_of(name), hash_)
+
+
+def shown(name: str, hash_: int, age_s: float) -> Shown:
+    """The same, as a view shows it."""
+    return Shown(mark(name, hash_), int(name[2:6], 16), int(min(max(age_s, 0.0), AGE_MAX_S)))
 
 
 def pack_marks(marks: Iterable[Mark]) -> bytes:
-    """Marks as they are asked for."""
-    return b"".join(_MARK.pack(bytes.fromhex(each.name), each.hash) for each in marks)
+    """Marks as they are told or asked for."""
+    return b"".join(_MARK.pack(each.bucket, each.hash) for each in marks)
 
 
 def read_marks(data: bytes) -> list[Mark]:
-    """Marks that somebody asks for; what is left over at the end is none."""
-    whole = data[: len(data) // MARK_BYTES * MARK_BYTES]
-    return [Mark(name.hex(), hash_) for name, hash_ in _MARK.iter_unpack(whole)]
+    """Marks that somebody tells or asks for; what is left over at the end is none."""
+    return [Mark(bucket, hash_) for bucket, hash_ in _MARK.iter_unpack(_whole(data, MARK_BYTES))]
 
 
-def pack_shown(marks: Iterable[tuple[Mark, float]]) -> bytes:
-    """Marks as they are shown, each with how many seconds ago what is known last changed."""
-    return b"".join(
-        _SHOWN.pack(bytes.fromhex(each.name), each.hash, int(min(max(age_s, 0.0), AGE_MAX_S)))
-        for each, age_s in marks
-    )
+def pack_shown(marks: Iterable[Shown]) -> bytes:
+    """Marks as they are shown."""
+    return b"".join(_SHOWN.pack(e.mark.bucket, e.mark.hash, e.tag, e.age_s) for e in marks)
 
 
-def read_shown(data: bytes) -> Iterator[tuple[Mark, int]]:
+def read_shown(data: bytes) -> list[Shown]:
     """Marks that somebody shows; what is left over at the end is none."""
-    whole = data[: len(data) // SHOWN_BYTES * SHOWN_BYTES]
-    return ((Mark(name.hex(), hash_), age_s) for name, hash_, age_s in _SHOWN.iter_unpack(whole))
+    found = _SHOWN.iter_unpack(_whole(data, SHOWN_BYTES))
+    return [Shown(Mark(bucket, hash_), tag, age_s) for bucket, hash_, tag, age_s in found]
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    return data[: len(data) // size * size]
 
 
 def mark_of_update(value: Signed | Renewal | Notice, sort: str) -> Mark:
-    """Of what is told: a record and its renewal have one mark."""
+    """Of what is told. A record and its renewal have one mark, and so have all claims that are enough
+    for a suspicion: whoever has one needs no other."""
     if isinstance(value, Notice):
         return mark(topic_name(value.topic), crc32(value.notice.signature))
     if isinstance(value, Renewal):
         return mark(value.node, crc32(value.signature))
-    about = value.payload[:MARK_BYTES].hex() if sort == "claims" else value.signer
-    return mark(about, crc32(value.signature))
+    if sort != "claims":
+        return mark(value.signer, crc32(value.signature))
+    claim = claim_of(value)
+    enough = claim is not None and claim.seconded and not claim.closed
+    return mark(value.payload[:1].hex(), crc32(value.payload[:-1] if enough else value.signature))
 
 
 class Hashes:

@@ -16,6 +16,7 @@ from math import inf
 from swarm.gossip.compact import Renewal, renewal_of
 from swarm.gossip.comparing import (
     Mark,
+    Shown,
     bucket_of,
     mark,
     notice_hash,
@@ -23,6 +24,7 @@ from swarm.gossip.comparing import (
     pack_shown,
     read_marks,
     read_shown,
+    shown,
     topic_name,
 )
 from swarm.gossip.config import GossipConfig
@@ -60,6 +62,8 @@ CALLED = 4
 """Dead ones that a member of a small swarm calls in a `push_pull_s`: few remember them but it."""
 SEEDS = 3
 """Members that a newcomer asks for their views, besides the first it was told of."""
+FRESH_S = 10
+"""What changed less than this ago comparisons leave to gossip, in a large swarm."""
 ANSWER_S = 1.0
 """Between two answers of a kind for the same member; asking more often gets nothing."""
 ANSWERED_MAX = 4096
@@ -70,10 +74,16 @@ ANSWERED_MAX = 4096
 class Held:
     """Something that a view holds: a record and the claims behind a verdict, or a notice."""
 
-    mark: Mark
+    name: str
+    hash: int
     changed_at: float
     value: Signed | Notice
     evidence: tuple[Signed, ...] = ()
+
+    @property
+    def mark(self) -> Mark:
+        """How it is asked for."""
+        return mark(self.name, self.hash)
 
     def updates(self, whole: bool) -> Iterator[tuple[Update, Sort]]:
         """As it is told."""
@@ -198,29 +208,38 @@ class Exchanging:
             some = held if asked.newcomer else islice(held, ROWS_MAX)
             back = self._compare([peer], answer=False) if asked.answer else ()
             return [*_told(peer, some, whole=asked.whole), *back]
-        shown: list[tuple[Mark, float]] = []
+        there: list[Shown] = []
         named = bytearray()
         for bucket in buckets:
-            marks = [(each.mark, now - each.changed_at) for each in self.held(bucket)]
-            if len(shown) + len(marks) > SHOWN_MAX:
+            marks = [each for each, _ in self._show(bucket, now)]
+            if len(there) + len(marks) > SHOWN_MAX:
                 break
-            shown += marks
+            there += marks
             named.append(bucket)
-        return [Send(peer, Message(Marks(buckets=bytes(named), shown=pack_shown(shown))))] if named else []
+        return [Send(peer, Message(Marks(buckets=bytes(named), shown=pack_shown(there))))] if named else []
+
+    def _show(self, bucket: int, now: float) -> list[tuple[Shown, Held]]:
+        return [(shown(held.name, held.hash, now - held.changed_at), held) for held in self.held(bucket)]
 
     def _answer_marks(self, peer: NodeId, body: Marks, now: float) -> list[Send]:
-        """Tell what the other lacks, and ask for what it has. Of two states of one thing the one that
-        changed later is probably the newer."""
-        theirs = dict(read_shown(body.shown))
-        mine = {each.mark: each for bucket in sorted(set(body.buckets)) for each in self.held(bucket)}
-        new_there = {shown.name: age_s for shown, age_s in theirs.items() if shown not in mine}
-        lacked = [each for shown, each in mine.items() if shown not in theirs]
-        new_here = {each.mark.name: int(now - each.changed_at) for each in lacked}
-        told = [each for each in lacked if new_there.get(each.mark.name, inf) >= new_here[each.mark.name]]
+        """Tell what the other lacks, and ask for what it has; what changed just now gossip still tells.
+
+        Of two states of one thing the one that changed later is probably the newer.
+        """
+        theirs = {each.mark: each for each in read_shown(body.shown)}
+        here = [pair for bucket in sorted(set(body.buckets)) for pair in self._show(bucket, now)]
+        mine = {each.mark: (each, held) for each, held in here}
+        new_there = {_thing(each): each.age_s for each in theirs.values() if each.mark not in mine}
+        new_here = {_thing(each): each.age_s for each, _ in mine.values() if each.mark not in theirs}
+        told = [
+            held
+            for each, held in mine.values()
+            if each.mark not in theirs and FRESH_S <= each.age_s <= new_there.get(_thing(each), inf)
+        ]
         wanted = [
-            shown
-            for shown, age_s in theirs.items()
-            if shown not in mine and new_here.get(shown.name, inf) >= age_s
+            each.mark
+            for each in theirs.values()
+            if each.mark not in mine and FRESH_S <= each.age_s <= new_here.get(_thing(each), inf)
         ]
         sends = _told(peer, told[:ROWS_MAX], whole=False)
         if wanted:
@@ -236,7 +255,7 @@ class Exchanging:
         for value, sort in self._spreading.queue.find(wanted):
             lately.add(value, sort)
         rest = {each for each in wanted if not self._spreading.queue.remembers(each)}
-        buckets = sorted({bucket_of(each.name) for each in rest})
+        buckets = sorted({each.bucket for each in rest})
         held = [each for bucket in buckets for each in self.held(bucket) if each.mark in rest]
         told = [Send(peer, Message(Spread().model_copy(update=lately.fields())))] if lately else []
         return [*told, *_told(peer, held, whole=False)]
@@ -252,11 +271,11 @@ class Exchanging:
         """What the view holds in a bucket, each thing with its mark."""
         own = self._own
         if bucket_of(own.node) == bucket:
-            yield Held(mark(own.node, self._register.my_mark), own.told_at, own.signed)
+            yield Held(own.node, self._register.my_mark, own.told_at, own.signed)
         for topic, notice in self._spreading.notices_in.get(bucket, {}).items():
-            yield Held(mark(topic_name(topic), notice_hash(notice)), -inf, notice)
+            yield Held(topic_name(topic), notice_hash(notice), -inf, notice)
         for row in self._register.bucket(bucket):
-            yield Held(mark(row.member.node, row.mark), row.changed_at, row.signed, row.evidence)
+            yield Held(row.member.node, row.mark, row.changed_at, row.signed, row.evidence)
 
     def correct(self, claims: Iterable[Signed], peer: NodeId) -> list[Send]:
         """Tell who repeats obsolete claims what is newer.
@@ -280,6 +299,10 @@ class Exchanging:
             return self._own.record, self._own.signed
         row = self._register.rows.get(node)
         return (row.member.record, row.signed) if row else None
+
+
+def _thing(shown: Shown) -> tuple[int, int]:
+    return shown.mark.bucket, shown.tag
 
 
 def _told(peer: NodeId, held: Iterable[Held], *, whole: bool) -> list[Send]:

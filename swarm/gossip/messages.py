@@ -19,9 +19,9 @@ BUCKETS = 128
 """Of node ids, by their first two hex digits, in a comparison of views."""
 HASH_BYTES = 4
 HASHES_BYTES = BUCKETS * HASH_BYTES
-MARK_BYTES = 7
-SHOWN_BYTES = MARK_BYTES + 1
-"""A mark, and a mark with its age (`comparing`)."""
+MARK_BYTES = 5
+SHOWN_BYTES = MARK_BYTES + 3
+"""A mark, and a mark with a tag and an age (`comparing`)."""
 SHOWN_MAX = 8192
 """Marks shown in one message: 64 KiB."""
 WANTED_MAX = 64
@@ -140,7 +140,7 @@ class Compare(Updates):
 class Marks(Updates):
     """What the sender holds in the buckets in which it differs from one that showed hashes.
 
-    buckets: one byte each. shown: marks with their ages of all that it holds there.
+    buckets: one byte each. shown: marks, with tags and ages, of all that it holds there.
     """
 
     kind: ClassVar[str] = "marks"

@@ -9,18 +9,20 @@ from hypothesis import strategies as st
 
 from swarm.gossip.comparing import (
     AGE_MAX_S,
+    Shown,
     mark,
     mark_of_update,
     pack_marks,
     pack_shown,
     read_marks,
     read_shown,
+    shown,
 )
 from swarm.gossip.dissemination import ASK_AGAIN_BATCHES, REMEMBERED_BATCHES, REMEMBERED_MAX, Dissemination
 from swarm.gossip.membership import Membership
-from swarm.gossip.messages import WANTED_MAX, Ack, Compare, Exchange, Marks, Ping, Spread, Updates
+from swarm.gossip.messages import MARK_BYTES, WANTED_MAX, Ack, Compare, Exchange, Marks, Ping, Spread, Updates
 from transport.machine import NodeId, Send
-from transport.wire import Message
+from transport.wire import Message, Signed
 
 MEMBERS = 400
 
@@ -144,30 +146,45 @@ def test_updates_are_remembered_for_a_while() -> None:
     assert len(queue._remembered) == 1
 
 
-MARKS = st.builds(
-    lambda index, hash_: mark(node_name(index), hash_), st.integers(0, 99), st.integers(0, 2**32 - 1)
+SHOWN = st.builds(
+    lambda index, hash_, age_s: shown(node_name(index), hash_, age_s),
+    st.integers(0, 99),
+    st.integers(0, 2**31),
+    st.floats(-5, 1e6),
 )
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(MARKS, st.floats(-5, 1e6))))
-def test_marks_come_back_as_they_were(shown: list[tuple[object, float]]) -> None:
-    marks = [each for each, _ in shown]
-    assert read_marks(pack_marks(marks)) == marks  # type: ignore[arg-type]
-    ages = [int(min(max(age_s, 0), AGE_MAX_S)) for _, age_s in shown]
-    assert list(read_shown(pack_shown(shown))) == list(zip(marks, ages, strict=True))  # type: ignore[arg-type]
+@given(st.lists(SHOWN))
+def test_marks_come_back_as_they_were(marks: list[Shown]) -> None:
+    assert read_shown(pack_shown(marks)) == marks
+    assert read_marks(pack_marks(each.mark for each in marks)) == [each.mark for each in marks]
+    assert all(0 <= each.age_s <= AGE_MAX_S for each in marks)
+
+
+def test_claims_that_are_enough_for_a_suspicion_have_one_mark() -> None:
+    def marked(*claims: Signed) -> int:
+        return len({mark_of_update(claim, "claims") for claim in claims})
+
+    assert marked(signed_claim(1, 2, seconded=1), signed_claim(3, 2, seconded=2)) == 1
+    assert marked(signed_claim(1, 2, seconded=1), signed_claim(1, 2, 2, seconded=1)) == 2
+    assert marked(signed_claim(1, 2, seconded=1), signed_claim(3, 2)) == 2
+    assert marked(signed_claim(1, 2), signed_claim(3, 2)) == 2
+    assert (
+        marked(signed_claim(1, 2, closed=True, seconded=1), signed_claim(3, 2, closed=True, seconded=1)) == 2
+    )
 
 
 @settings(deadline=None, max_examples=30)
 @given(
     st.binary(max_size=200), st.binary(max_size=200), st.binary(min_size=1, max_size=128), st.integers(0, 9)
 )
-def test_any_marks_are_answered_within_bounds(told: bytes, shown: bytes, buckets: bytes, seed: int) -> None:
+def test_any_marks_are_answered_within_bounds(told: bytes, there: bytes, buckets: bytes, seed: int) -> None:
     one = machine(0, seed=seed)
     one.seed([signed_record(record_of(index)) for index in range(1, 40)], 0.0)
-    wanted = random.Random(seed).randbytes(WANTED_MAX * 7)
-    body = Marks(buckets=buckets, shown=shown, told=told, wanted=wanted)
+    wanted = random.Random(seed).randbytes(WANTED_MAX * MARK_BYTES)
+    body = Marks(buckets=buckets, shown=there, told=told, wanted=wanted)
     for effect in one.handle(node_name(1), Message(body), 1.0):
         if isinstance(effect, Send):
             assert effect.peer == node_name(1)
-            assert len(effect.message.body.wanted) <= WANTED_MAX * 7  # type: ignore[attr-defined]
+            assert len(effect.message.body.wanted) <= WANTED_MAX * MARK_BYTES  # type: ignore[attr-defined]
