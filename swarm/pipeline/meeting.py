@@ -39,13 +39,13 @@ def leader_wait_s(every: int, step_s: float) -> float:
     return 2.0 * COMING * owner_wait_s(every, step_s) + LEADER_GRACE_S
 
 
-def comes(every: int, before: int, now_at: int, waited_s: float, rest_s: float) -> bool:
-    """Whether a cell gets to a round in `rest_s` at the pace it had while it was waited for.
+def comes_in_s(every: int, before: int, now_at: int, waited_s: float) -> float | None:
+    """When a cell gets to its round at the pace it had while it was waited for; None if it does not.
 
-    before, now_at: its iteration when that began, and now. At the end of `every` it is in a round.
+    before, now_at: its iteration when that began, and now. At the end of `every` it is there.
     """
     made, left = now_at - before, -now_at % every
-    return now_at > 0 and left * waited_s <= made * rest_s
+    return left * waited_s / made if made > 0 and left else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +114,21 @@ class Meeting:
         """Cells without which it does not end: the missing ones, or for a member the owner's."""
         return self.expected - self.parts.keys() if self.owner == me else (self.owner_cell,)
 
-    def awaits_for_long(self, missing: Mapping[str, int], now: float) -> bool:
-        """Whether to wait longer, because one of the missing cells, at these iterations, comes."""
-        waited_s, rest_s = now - self.begun.since, self.latest - now
-        before = self.begun.others
-        return rest_s > 0 and any(
-            comes(self.every, before.get(cell, at), at, waited_s, rest_s) for cell, at in missing.items()
-        )
+    def goes_on(self, missing: Mapping[str, int], now: float, *, owns: bool) -> bool:
+        """Whether to wait longer, for the missing cells, at these iterations, that come in time.
+
+        With more than two cells, an owner that is in its round may do the same.
+        """
+        at, waited_s = missing.get(self.owner_cell, 0), now - self.begun.since
+        if not owns and len(self.expected) > 2 and at and at % self.every == 0:
+            self.until = self.latest
+            return now < self.until
+        came = self.begun.others
+        waits = [comes_in_s(self.every, came.get(cell, at), at, waited_s) for cell, at in missing.items()]
+        due = [now + wait_s for wait_s in waits if wait_s is not None and now + wait_s < self.latest]
+        if due:
+            self.until = min(self.latest, max(due) + WAIT_MIN_S)
+        return bool(due)
 
     def succeed(self, owner: NodeId) -> None:
         """Another delegate of its cell owns the round; the word of the one before still counts."""

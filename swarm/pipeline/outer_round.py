@@ -51,6 +51,9 @@ class OuterRound:
             if meeting.owner == self.me:
                 meeting.expected &= frozenset(self._present(stage))
                 effects += self._average_if_complete(stage, meeting)
+            elif successor := self._successor(stage, meeting):
+                meeting.succeed(successor)
+                effects.append(self._ship_delta(stage, meeting, successor))
             elif not self._at_work(meeting.owner):
                 meeting.stop_by(now + LAST_WORD_S)
         return effects
@@ -60,11 +63,12 @@ class OuterRound:
         return member is not None and member.live and member.facts.state == "training"
 
     def _successor(self, stage: int, meeting: Meeting) -> NodeId | None:
-        """Who speaks for the owner's cell now that the owner does not: that cell holds its round anew."""
-        if meeting.owner == self.me or self._at_work(meeting.owner):
-            return None
+        """Who speaks for the owner's cell from now on: the owner died, or one before it came back."""
         delegate = self._delegate(meeting.owner_cell, stage)
-        return delegate if delegate is not None and self._at_work(delegate) else None
+        over = self._meetings.get(stage) is not meeting  # what came early has ended it
+        if over or delegate is None or delegate == meeting.owner or not self._at_work(delegate):
+            return None
+        return delegate
 
     def _present(self, stage: int) -> tuple[str, ...]:
         """Cells with a live holder of the stage that still train, ours included."""
@@ -274,15 +278,11 @@ class OuterRound:
         for stage, meeting in list(self._meetings.items()):
             if now < meeting.until or meeting.averaging:
                 continue
-            if meeting.awaits_for_long(self._iterations(meeting.awaited(self.me)), now):
-                meeting.until = meeting.latest
+            others = self._iterations(meeting.awaited(self.me))
+            if meeting.goes_on(others, now, owns=meeting.owner == self.me):
                 continue
             if meeting.owner == self.me and len(meeting.parts) > 1:
                 effects += self._average(stage, meeting)
-                continue
-            if successor := self._successor(stage, meeting):
-                meeting.succeed(successor)
-                effects.append(self._ship_delta(stage, meeting, successor))
                 continue
             del self._meetings[stage]
             missing = sorted(meeting.expected - {self._cell})

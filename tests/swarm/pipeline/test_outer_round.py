@@ -7,7 +7,7 @@ import pytest
 
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
-from swarm.pipeline.meeting import COMING, comes, leader_wait_s, member_wait_s, owner_wait_s
+from swarm.pipeline.meeting import COMING, WAIT_MIN_S, comes_in_s, leader_wait_s, member_wait_s, owner_wait_s
 from swarm.pipeline.outer_round import LAST_WORD_S, OuterRound
 from swarm.pipeline.work import Average, Settle, ShipAnchor, ShipFlat
 from transport.machine import Effect, NodeId
@@ -99,8 +99,7 @@ def test_who_speaks_for_the_cell_of_a_dead_owner_next_holds_the_round_with_us() 
     outer, _ = started("c1", 0, "c0", "c1")
     deadline, next_of_c0 = outer.deadline(), NodeId("d" * 64)
     dead = member("c0", status="dead")
-    outer.observe(view(dead, member("c0", node=next_of_c0), member("c1")), 1.0)
-    (ship,) = outer.tick(1.0 + LAST_WORD_S)
+    (ship,) = outer.observe(view(dead, member("c0", node=next_of_c0), member("c1")), 1.0)
     assert isinstance(ship, ShipFlat)
     assert ship.peer == next_of_c0
     assert outer.deadline() == deadline
@@ -111,9 +110,18 @@ def test_who_speaks_for_the_cell_of_a_dead_owner_next_holds_the_round_with_us() 
 def test_a_mean_of_an_owner_that_was_only_taken_for_dead_counts() -> None:
     outer, _ = started("c1", 0, "c0", "c1")
     suspect, beside = member("c0", status="suspect"), member("c0", node=NodeId("d" * 64))
-    outer.observe(view(suspect, beside, member("c1")), 1.0)
-    outer.tick(1.0 + LAST_WORD_S)
+    assert len(outer.observe(view(suspect, beside, member("c1")), 1.0)) == 1
     assert settled(list(outer.mean(NODES["c0"], mean_of("c0", "c1"), "the mean"))).mean == "the mean"
+
+
+def test_an_owner_that_comes_back_is_sent_our_outer_gradient_again() -> None:
+    """In its new life it has not got it, and by its id it speaks for its cell once more."""
+    outer, _ = started("c1", 0, "c0", "c1")
+    beside = member("c0", node=NodeId("d" * 64))
+    outer.observe(view(member("c0", status="dead"), beside, member("c1")), 1.0)
+    (ship,) = outer.observe(view(member("c0"), beside, member("c1")), 4.0)
+    assert isinstance(ship, ShipFlat)
+    assert ship.peer == NODES["c0"]
 
 
 def test_only_the_owner_leaves_a_cell_out() -> None:
@@ -252,16 +260,16 @@ def test_what_comes_early_takes_no_more_room_than_other_cells_can_need() -> None
     assert outer._early == {}
 
 
-def test_a_cell_comes_if_its_pace_brings_it_to_the_end_of_its_iterations() -> None:
-    """20 of them between rounds; half of a round has been waited, and three quarters may be."""
-    assert comes(20, before=1, now_at=8, waited_s=10.0, rest_s=15.0) is False
-    assert comes(20, before=1, now_at=9, waited_s=10.0, rest_s=15.0) is True
-    assert comes(20, before=20, now_at=20, waited_s=10.0, rest_s=15.0) is True, "it is in a round"
-    assert comes(20, before=0, now_at=0, waited_s=10.0, rest_s=15.0) is False, "it has not begun"
-    assert comes(20, before=7, now_at=7, waited_s=10.0, rest_s=15.0) is False, "it stands still"
+@pytest.mark.parametrize(
+    ("before", "now_at", "seconds"),
+    [(1, 9, 11 * 10.0 / 8), (7, 7, None), (0, 0, None), (20, 20, None), (11, 20, None)],
+    ids=["comes", "stands still", "has not begun", "in its round", "came to its round"],
+)
+def test_a_cell_comes_at_the_pace_that_it_had(before: int, now_at: int, seconds: float | None) -> None:
+    assert comes_in_s(20, before, now_at, waited_s=10.0) == seconds
 
 
-@pytest.mark.parametrize(("cell", "left"), [("c0", 9.0), ("c0", 14.0), ("c1", 9.0), ("c1", 20.0)])
+@pytest.mark.parametrize(("cell", "left"), [("c0", 9.0), ("c0", 14.0), ("c1", 9.0), ("c1", 19.0)])
 def test_two_cells_apart_by_more_than_half_a_round_meet(cell: str, left: float) -> None:
     """Each waited for half a round, so neither was ever there when the other came."""
     outer = OuterRound(NODES[cell], {0})
@@ -288,9 +296,17 @@ def test_two_cells_apart_by_more_than_half_a_round_meet(cell: str, left: float) 
         assert settled(list(outer.mean(NODES["c0"], body, "the mean"))).members == ("c0", "c1")
 
 
-def test_a_cell_that_comes_is_not_waited_for_for_ever() -> None:
+def test_a_cell_that_comes_is_waited_for_until_it_should_be_here() -> None:
     outer, _ = started("c0", 0, "c0", "c1")
     outer.observe(view(member("c0"), member("c1", iteration=1)), 9.0)
     assert list(outer.tick(10.0)) == []
-    assert outer.deadline() == 10.0 * COMING
-    assert settled(list(outer.tick(10.0 * COMING))).reason == "not averaged: no answer from c1"
+    assert outer.deadline() == 20.0 + WAIT_MIN_S < 10.0 * COMING
+    assert settled(list(outer.tick(20.0 + WAIT_MIN_S))).reason == "not averaged: no answer from c1"
+
+
+def test_with_more_than_two_cells_an_owner_in_its_round_may_wait_for_others() -> None:
+    outer = OuterRound(NODES["c1"], {0})
+    outer.observe(view(member("c0", iteration=2), member("c1", iteration=2), member("c2", iteration=1)), 0.0)
+    begin(outer, "c1", iteration=2)
+    assert list(outer.tick(15.0)) == []
+    assert outer.deadline() == 15.0 * COMING
