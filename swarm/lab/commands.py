@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from swarm.daemon.options import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 
@@ -15,6 +18,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 def print_json(value: Any) -> None:
     """One line, for a program."""
     print(json.dumps(value))
+
+
+def refuse(asked: dict[str, Any], why: str) -> None:
+    """What was asked for and means nothing here is a mistake, not to be passed over. Raises UserError."""
+    named = [name for name, value in asked.items() if value]
+    if named:
+        raise UserError(f"{why} {', '.join(named)}")
 
 
 def demo(
@@ -54,7 +64,9 @@ def simulate(
     speed_up: Annotated[float, typer.Option(min=1e-3, help="Churn or trace go so many times as fast.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of keys, links and chance: same seed, same run.")] = 0,
     nodes: Annotated[int, typer.Option(min=0, help="Nodes; 0: as many as the job waits for.")] = 0,
-    until: Annotated[float, typer.Option(min=1, help="Virtual seconds after which to stop anyway.")] = 3600,
+    until: Annotated[
+        float | None, typer.Option(min=1, help="Virtual seconds after which to stop; default 3600.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Directory for run.jsonl.")] = Path("simulated"),
     plot: Annotated[Path | None, typer.Option(help="Draw loss, live nodes and throughput.")] = None,
     only: Annotated[
@@ -70,13 +82,26 @@ def simulate(
     ] = "silence",
     as_json: Json = False,
 ) -> None:
-    """The same nodes in one process, on a simulated network, in virtual time. 1 if a promise broke.
+    """The same nodes in one process, on a simulated network, in virtual time. 1 if a promise broke, or
+    if the job is not finished though nobody said --until.
 
     Example: farflung simulate --regions geo-distributed --nodes 20 --plot run.png
 
     Example: farflung simulate --nodes 100 --model 1b --tensors none --flops-per-s 1e13
     """
     if only == "membership":
+        of_training = {
+            "JOB": job,
+            "--model": model,
+            "--faults": faults,
+            "--regions": regions,
+            "--trace": trace,
+            "--plot": plot,
+            "--until": until,
+            "--tensors": tensors == "none",
+            "--speed-up": speed_up != 1,
+        }
+        refuse(of_training, "with --only membership nobody trains, so leave out")
         from swarm.lab.crowd_run import crowd_options, render_crowd, run_crowd
 
         crowd = crowd_options(
@@ -92,7 +117,16 @@ def simulate(
         )
         figures = run_crowd(crowd)
         return print_json(figures) if as_json else print(render_crowd(figures))
-    from swarm.lab.simulate import SimulateOptions, render, run_simulate
+    of_membership = {
+        "--hours": hours != 1,
+        "--loss": loss,
+        "--loss-drops": loss_drops,
+        "--profile-stalls": profile_stalls,
+        "--no-lifeguard": no_lifeguard,
+        "--evidence": evidence != "silence",
+    }
+    refuse(of_membership, "only --only membership knows")
+    from swarm.lab.simulate import UNTIL_S, SimulateOptions, render, run_simulate
 
     asked = SimulateOptions(
         job=job,
@@ -106,13 +140,16 @@ def simulate(
         speed_up=speed_up,
         seed=seed,
         nodes=nodes,
-        until_s=until,
+        until_s=until or UNTIL_S,
         out=out,
         plot=plot,
     )
     found = run_simulate(asked)
+    if found["broken"]:
+        found["again"] = shlex.join(["farflung", *sys.argv[1:], "--until", f"{found['whole_until_s']:g}"])
     print_json(found) if as_json else print(render(found))
-    raise typer.Exit(1 if found["broken"] else 0)
+    unfinished = not found["finished"] and until is None
+    raise typer.Exit(1 if found["broken"] or unfinished else 0)
 
 
 def chaos(

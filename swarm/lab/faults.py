@@ -207,6 +207,12 @@ def hit_nobody(fault: Fault) -> str:
     return f"{fault.kind} of {', '.join(selectors_of(fault))} met nobody alive"
 
 
+def never_due(fault: Fault) -> str:
+    """What is said of a fault whose moment did not come."""
+    when = f"at iteration {fault.at_iteration}" if fault.at_s is None else f"at {fault.at_s:g} s"
+    return f"{fault.kind} of {', '.join(selectors_of(fault))} was to be {when}, and the run ended before"
+
+
 class _Script(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -25,6 +25,7 @@ from swarm.lab.faults import (
     SlowCompute,
     SlowLink,
     hit_nobody,
+    never_due,
     selectors_of,
 )
 from swarm.lab.schedule import FaultSchedule, Firing, timed
@@ -45,11 +46,16 @@ LOOK_S = 3600.0
 class Misfortune:
     """What is done to a world, by whom it hits and when it ends."""
 
-    def __init__(self, world: World, faults: Sequence[Fault], rng: Random) -> None:
+    def __init__(self, world: World, script: Sequence[Fault], drawn: Sequence[Fault], rng: Random) -> None:
+        """script: what a person wrote. drawn: by churn or from a trace, however long the run."""
         self._world, self._rng = world, rng
         options = world.options
         nodes = options.nodes or options.job.pipeline.nodes
-        self._schedule = FaultSchedule(timed(faults, nodes=nodes, until_s=options.until_s, rng=rng))
+        faults = timed((*script, *drawn), nodes=nodes, until_s=options.until_s, rng=rng)
+        self._schedule = FaultSchedule(faults)
+        self._scripted = {i for i, fault in enumerate(faults) if any(fault is each for each in script)}
+        self._drawn = {i for i, fault in enumerate(faults) if any(fault is each for each in drawn)}
+        self._met_nobody: set[int] = set()
         self._hit: dict[int, list[SimProcess]] = {}
         self._in_force: list[tuple[int, NodeId]] = []
         self._severed: dict[int, Severed] = {}
@@ -73,8 +79,15 @@ class Misfortune:
                     await self._world.news.wait()
 
     def not_happened(self) -> list[str]:
-        """Sentences: the faults that still wait for somebody to hit."""
-        return [hit_nobody(self._schedule.faults[index]) for index in sorted(self._schedule.put_off)]
+        """Sentences: the faults of the script that hit nobody, and those whose moment did not come."""
+        nobody = sorted((self._met_nobody & self._scripted) | set(self._schedule.put_off))
+        waiting = [index for index in self._schedule.waiting if index in self._scripted]
+        faults = self._schedule.faults
+        return [*(hit_nobody(faults[i]) for i in nobody), *(never_due(faults[i]) for i in waiting)]
+
+    def drawn(self) -> tuple[int, int]:
+        """Of the faults that were drawn, how many began, and how many there are."""
+        return len(self._drawn - set(self._schedule.waiting)), len(self._drawn)
 
     def _fits_nobody_yet(self, firing: Firing) -> bool:
         """Whether a fault names a part that nobody plays yet, such as a stage that is not placed."""
@@ -200,6 +213,8 @@ class Misfortune:
     def _remember(self, firing: Firing, selector: str) -> list[SimProcess]:
         """Whom a fault hits: those that run. They are kept for its end."""
         hit = [process for process in self._who(selector) if process.running]
+        if not hit:
+            self._met_nobody.add(firing.index)
         self._hit[firing.index] = hit
         self._note(firing.fault.kind, hit)
         return hit
@@ -224,6 +239,8 @@ class Misfortune:
             members = {p.node: p for selector in selectors for p in self._who(selector) if p.node not in seen}
             seen |= members
             found.append(list(members))
+        if not all(found):
+            self._met_nobody.add(firing.index)
         self._hit[firing.index] = list(seen.values())
         self._note(firing.fault.kind, seen.values())
         return found

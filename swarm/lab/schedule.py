@@ -101,6 +101,11 @@ class FaultSchedule:
         heapq.heapify(self._undo)
         self.put_off[firing.index] = now_s + AGAIN_S
 
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """Faults whose moment has not come, in the order of the script."""
+        return tuple(sorted(self._waiting))
+
     def next_s(self) -> float | None:
         """When `due` next has something to do, as far as time alone decides."""
         times = [at_s for index in self._waiting if (at_s := self.faults[index].at_s) is not None]

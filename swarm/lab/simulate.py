@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +16,19 @@ from swarm.daemon.options import UserError
 from swarm.events import Event
 from swarm.job import Job, load_job
 from swarm.lab.churn import HOUR_S, churn, sped_up
-from swarm.lab.faults import Fault, load_faults
+from swarm.lab.faults import Fault, load_faults, selectors_of
 from swarm.lab.playing import run_world
 from swarm.lab.plot import check_plot, plot_run
 from swarm.lab.recipes import ModelName, large_job, simulated_job
 from swarm.lab.regions import load_regions
-from swarm.lab.trace import load_trace, replay
+from swarm.lab.trace import Replay, load_trace, replay
 from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions
 from swarm.pipeline.data import BYTE_VOCAB
 from swarm.pipeline.model import preset
 from swarm.pipeline.room import FLOAT_BYTES, STATE_FLATS
 
+UNTIL_S = 3600.0
+"""Virtual seconds after which a run ends, if nobody says when."""
 NODES = 20
 """Of the demo recipe, if nobody says how many."""
 
@@ -58,20 +59,22 @@ class SimulateOptions:
     speed_up: float = 1.0
     seed: int = 0
     nodes: int = 0
-    until_s: float = 3600.0
+    until_s: float = UNTIL_S
     out: Path = Path("simulated")
     plot: Path | None = None
 
 
 def run_simulate(options: SimulateOptions) -> dict[str, Any]:
     """Run a world, write `run.jsonl` and sum it up. Raises an error of one sentence."""
-    world = _world(options)
+    world, left_out = _world(options)
     if options.plot is not None:
         check_plot(options.plot)
     began, computed = time.monotonic(), time.process_time()
     outcome = run_world(world)
     real_s, cpu_s = time.monotonic() - began, time.process_time() - computed
     found = summary(outcome, real_s) | {"cpu_s": round(cpu_s, 3)} | _replay(options, outcome)
+    if options.trace is not None:
+        found["trace_left_out"] = left_out
     found["events"] = str(write_run(outcome.events, options.out))
     if options.plot is not None:
         plot_run(outcome.events, outcome.seconds, options.plot)
@@ -84,6 +87,7 @@ def _replay(options: SimulateOptions, outcome: Outcome) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": options.seed, "tensors": options.tensors}
     if options.churn or options.trace is not None:
         found["speed_up"] = options.speed_up
+        found["drawn"] = dict(zip(("began", "drawn"), outcome.drawn, strict=True))
     if outcome.broken:
         found["whole_until_s"] = whole_until_s(outcome.seconds)
         found["last"] = [e.line() for e in outcome.events if e.kind != "progress"][-LAST_EVENTS:]
@@ -98,8 +102,8 @@ def whole_until_s(ended_s: float) -> float:
     return max(1.0, round(ended_s - 2 * CHECK_S - END_S - CHECK_S / 2, 3))
 
 
-def _world(options: SimulateOptions) -> WorldOptions:
-    """The world that was asked for, once it is known that it can be."""
+def _world(options: SimulateOptions) -> tuple[WorldOptions, int]:
+    """The world that was asked for, if it can be; how many arrivals of a trace it has no room for."""
     job = _job(options)
     nodes = options.nodes or job.pipeline.nodes
     if nodes < job.pipeline.nodes:
@@ -107,18 +111,22 @@ def _world(options: SimulateOptions) -> WorldOptions:
     if options.tensors == "real":
         _check_memory(job)
     faults = load_faults(options.faults) if options.faults else ()
-    _check_faults(faults, job, nodes)
-    return WorldOptions(
+    regions = load_regions().setting(options.regions) if options.regions else ()
+    _check_faults(faults, job, nodes, regions)
+    recorded = replay(load_trace(options.trace), nodes, options.speed_up) if options.trace else Replay((), 0)
+    world = WorldOptions(
         job=job,
-        faults=(*faults, *_churn(options, job, nodes), *_recorded(options, nodes)),
+        faults=faults,
+        drawn=(*_churn(options, job, nodes), *recorded.faults),
         seed=options.seed,
         nodes=nodes,
         until_s=options.until_s,
         flops_per_s=options.flops_per_s,
-        regions=load_regions().setting(options.regions) if options.regions else (),
+        regions=regions,
         tensors=options.tensors,
         examine=True,
     )
+    return world, recorded.left_out
 
 
 def _job(options: SimulateOptions) -> Job:
@@ -164,21 +172,18 @@ def _churn(options: SimulateOptions, job: Job, nodes: int) -> Sequence[Fault]:
     return sped_up(faults, options.speed_up)
 
 
-def _recorded(options: SimulateOptions, nodes: int) -> Sequence[Fault]:
-    """Who came and went on the day that was recorded, as far as the run lasts."""
-    if options.trace is None:
-        return ()
-    faults = replay(load_trace(options.trace), nodes, options.speed_up).faults
-    return [fault for fault in faults if (fault.at_s or 0.0) < options.until_s]
-
-
-def _check_faults(faults: Sequence[Fault], job: Job, nodes: int) -> None:
+def _check_faults(faults: Sequence[Fault], job: Job, nodes: int, regions: Sequence[str]) -> None:
     """A script that names who cannot exist is a mistake, not a quiet run."""
     for fault in faults:
-        for which, number in re.findall(r"'(node|holders?):(\d+)'", str(fault.model_dump())):
-            most = nodes if which == "node" else job.pipeline.stages
-            if int(number) >= most:
-                raise UserError(f"a {fault.kind} names {which}:{number}, but the last one is {most - 1}")
+        for selector in selectors_of(fault):
+            which, _, name = selector.partition(":")
+            if which == "region" and name not in regions:
+                known = ", ".join(sorted(set(regions))) or "none without --regions"
+                raise UserError(f"a {fault.kind} names {selector}, but the regions here are: {known}")
+            if which in ("node", "holder", "holders"):
+                most = nodes if which == "node" else job.pipeline.stages
+                if int(name) >= most:
+                    raise UserError(f"a {fault.kind} names {selector}, but the last one is {most - 1}")
 
 
 def write_run(events: Sequence[Event], out: Path) -> Path:
@@ -230,6 +235,19 @@ def _losses(found: dict[str, Any]) -> str:
     return f"loss {found['loss_first']} -> {found['loss_last']}, on held-out text {found['loss_validation']}"
 
 
+def _drawn(found: dict[str, Any]) -> list[str]:
+    """What became of churn or a trace, if there was any."""
+    if "drawn" not in found:
+        return []
+    began, drawn = found["drawn"]["began"], found["drawn"]["drawn"]
+    lines = [f"churn {found['speed_up']:g} times as fast: {began} of {drawn} faults before the end"]
+    if "trace_left_out" in found:
+        lines.append(f"left out of the trace, for want of nodes: {found['trace_left_out']} arrivals")
+    if drawn and not began:
+        lines.append("DID NOT HAPPEN: all that was drawn came after the end; --speed-up brings it nearer")
+    return lines
+
+
 def render(found: dict[str, Any]) -> str:
     """The summary for a person."""
     recoveries = ", ".join(f"stage {r['stage']} by {r['how']}" for r in found["recoveries"]) or "none"
@@ -240,12 +258,11 @@ def render(found: dict[str, Any]) -> str:
         _losses(found),
         f"killed: {', '.join(found['killed']) or 'nobody'}; recoveries: {recoveries}",
         f"events: {found['events']}",
-        *([f"churn {found['speed_up']:g} times as fast"] if "speed_up" in found else []),
+        *_drawn(found),
         *(f"DID NOT HAPPEN: {sentence}" for sentence in found["missed"]),
         *(f"BROKEN: {sentence}" for sentence in found["broken"]),
         *(f"    {line[:200]}" for line in found.get("last", ())),
     ]
     if found["broken"]:
-        until = f"--until {found['whole_until_s']:g}"
-        lines.append(f"again, up to just before: the same command with --seed {found['seed']} {until}")
+        lines.append(f"again, up to just before: {found['again']}")
     return "\n".join(lines)

@@ -49,6 +49,7 @@ class WorldOptions:
     """What a world is made from.
 
     nodes: how many start at the beginning; 0 means as many as the job waits for.
+    faults: a script. drawn: what churn or a trace adds to it, however long the run is.
     until_s: virtual seconds after which it ends, finished or not.
     flops_per_s: of a node of middling speed; each has between half and one and a half of it.
     latency_s: one way between two nodes, drawn for each pair between these.
@@ -62,6 +63,7 @@ class WorldOptions:
 
     job: Job
     faults: Sequence[Fault] = ()
+    drawn: Sequence[Fault] = ()
     seed: int = 0
     nodes: int = 0
     until_s: float = 3600.0
@@ -81,8 +83,9 @@ class Outcome:
     """What a run left: events in order, virtual seconds, and what was broken (nothing, if all is well).
 
     bytes_sent: on all links. validation: held-out loss of the cell that came furthest, if it was asked
-        for and a cell is whole. missed: sentences, faults that were due and found
-        nobody to hit. stuck: sentences, cells that could train to the end and have not.
+        for and a cell is whole. missed: sentences, faults of the script that hit nobody or never came.
+    drawn: how many of the faults that were drawn began, and of how many.
+    stuck: sentences, cells that could train to the end and have not.
     hopeless: why nobody could have gone on with the job, empty if somebody could.
     """
 
@@ -93,6 +96,7 @@ class Outcome:
     bytes_sent: int = 0
     validation: float | None = None
     missed: tuple[str, ...] = ()
+    drawn: tuple[int, int] = (0, 0)
     stuck: tuple[str, ...] = ()
     hopeless: str = ""
 
@@ -136,7 +140,7 @@ class World:
         self.coordinator = self._make_coordinator()
         for _ in range(options.nodes or self.job.pipeline.nodes):
             self.add_node()
-        self.misfortune = Misfortune(self, options.faults, Random(self._rng.getrandbits(64)))
+        self.misfortune = Misfortune(self, options.faults, options.drawn, Random(self._rng.getrandbits(64)))
 
     # -- making ------------------------------------------------------------------------------
 
@@ -298,6 +302,7 @@ class World:
             bytes_sent=sum(self.network.traffic.count(lane).sent for lane in ("control", "bulk")),
             validation=validation,
             missed=tuple(self.misfortune.not_happened()),
+            drawn=self.misfortune.drawn(),
             stuck=self.evidence.stuck,
             hopeless="nobody was left to rebuild from" if self.evidence.extinct else "",
         )

@@ -90,3 +90,33 @@ def test_who_still_sends_damaged_messages_has_not_been_left_alone() -> None:
     (quiet, alone), (never_quiet, never_alone) = calm
     assert min(quiet, alone) > 20
     assert max(never_quiet, never_alone) <= 1
+
+
+def test_a_fault_that_never_happened_is_told() -> None:
+    faults = script(
+        """
+        [[fault]]
+        kind = "crash"
+        node = "node:1"
+        at_s = 2
+
+        [[fault]]
+        kind = "pause"
+        node = "node:1"
+        at_s = 3
+        for_s = 1
+
+        [[fault]]
+        kind = "pause"
+        node = "node:0"
+        at_iteration = 999
+        for_s = 1
+        """
+    )
+    late = script('[[fault]]\nkind = "pause"\nnode = "node:0"\nat_s = 9e6\nfor_s = 1\n')
+    played = play(small_job(nodes=3, cells=1, stages=2, iterations=5), faults, model=TINY, drawn=late)
+    assert played.outcome.missed == (
+        "pause of node:1 met nobody alive",
+        "pause of node:0 was to be at iteration 999, and the run ended before",
+    )
+    assert played.outcome.drawn == (0, 1)

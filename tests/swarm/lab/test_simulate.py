@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from swarm.cli import app
 from swarm.daemon.options import UserError
 from swarm.events import Event
 from swarm.job import Job, JobError, dump_job
@@ -111,9 +113,33 @@ def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
     assert found["recoveries"] == [{"stage": 1, "how": "other_cell", "seconds": 3.0}]
     path = write_run(events, tmp_path)
     assert len(path.read_text().splitlines()) == 5
-    again = {"seed": 3, "whole_until_s": 7.0, "last": ['{"event":"fault"}'], "speed_up": 60.0}
+    again = {"seed": 3, "again": "farflung simulate --seed 3 --until 7", "last": ['{"event":"fault"}']}
+    again |= {"speed_up": 60.0, "drawn": {"began": 0, "drawn": 4}, "trace_left_out": 9}
     text = render(found | {"events": str(path), "tensors": "real"} | again)
     assert "BROKEN: two records" in text
     assert '{"event":"fault"}' in text
-    assert "churn 60 times as fast" in text
+    assert "churn 60 times as fast: 0 of 4 faults before the end" in text
+    assert "DID NOT HAPPEN: all that was drawn" in text
+    assert "for want of nodes: 9 arrivals" in text
     assert text.endswith("--seed 3 --until 7")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--only", "membership", "--faults", "storm.toml"], "--faults"),
+        (["--only", "membership", "--regions", "moon", "--plot", "x.png"], "--regions, --plot"),
+        (["--nodes", "4", "--loss", "0.1"], "--loss"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(words: list[str], named: str) -> None:
+    refused = CliRunner().invoke(app, ["simulate", *words])
+    assert isinstance(refused.exception, UserError)
+    assert str(refused.exception).endswith(named)
+
+
+def test_a_region_that_nobody_stands_in_is_a_mistake(tmp_path: Path, job: Path) -> None:
+    faults = tmp_path / "faults.toml"
+    faults.write_text('[[fault]]\nkind = "crash"\nnode = "region:Mars"\nat_s = 1\n')
+    with pytest.raises(UserError, match="region:Mars, but the regions here are: none without --regions"):
+        run_simulate(SimulateOptions(job=job, faults=faults, out=tmp_path / "out"))
