@@ -28,7 +28,7 @@ EventKind = Literal[
     "committed",  # iteration, loss, tokens, seconds, partial and lost microbatches, clip_scale, holders
     "round",  # an outer round: members and coverage per stage, or why it was skipped
     "leading",  # this node leads its cell from now on: term, reason
-    "cell",  # a minority became a new cell: old, new, reason
+    "cell",  # a minority became a new cell, or nobody trained and the job was founded again: old, new, reason
     "recovered",  # a stage is back: stage, how, seconds, reason
     "resynced",  # a holder differed from its peers and took the state again
     "checkpoint",  # written or refused (hash): iteration, path

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from swarm.daemon.bridge import NoticeLearned
 from swarm.daemon.donating import disk_states
-from swarm.daemon.genesis import TOPIC, founding_of, read_genesis, solo_founding
+from swarm.daemon.genesis import TOPIC, founded_as, founding_of, read_genesis, solo_founding
 from swarm.daemon.restore import Restored
-from swarm.messages import CellRecord, Ready, Restore
+from swarm.messages import CellBody, CellRecord, Ready, Restore
 from swarm.pipeline.records import read_record, stages_of
 from swarm.pipeline.stage import Stage
 from swarm.planning.cells import cell_to_copy, choose_cell, usual
 from transport.files import write_private
 from transport.machine import NodeId
-from transport.wire import Message, Signed, WireError
+from transport.wire import Body, Message, Signed, WireError
 
 if TYPE_CHECKING:
     from swarm.daemon.training_half import TrainingHalf
@@ -80,8 +80,18 @@ class Founding:
             self._enter_genesis(self._genesis, now)
         if half.trainer is None and not self.busy and self._genesis is not None:
             self._maybe_found(now)
-        if self.told and not self.busy:
-            self._early.clear()  # it was for no founding of ours
+        if not self.busy:  # the rest was for no founding of ours
+            kept = [(peer, message) for peer, message in self._early if self.may_enter(message.body)]
+            self._early = deque(kept, maxlen=EARLY_MAX)
+
+    def may_enter(self, body: Body) -> bool:
+        """Whether what another node says is of a cell that this one may be in a moment later.
+
+        It fetches what it needs for it, or that cell's founding has not come here yet.
+        """
+        if self.busy or self._genesis is None:
+            return True
+        return isinstance(body, CellBody) and founded_as(body.cell) > self._genesis.version
 
     def keep(self, peer: NodeId, message: Message) -> None:
         """Keep what another node says of a cell that this one may be about to enter."""
@@ -133,6 +143,7 @@ class Founding:
                 directory, lacking, (record.iteration, record.round), genesis.resumed_cell, job
             )
             donor = NodeId(notice.notice.signer)
+            half.say(half.facts.model_copy(update={"state": "restoring"}))  # while it is, nobody founds again
             self._collect(founding, record, mine, "checkpoint", lambda _: (donor,), now, local)
             return
         self._enter(founding, half.setup.build_stages(mine), "the job begins", now)
@@ -234,7 +245,7 @@ class Founding:
         self.why = choice.reason
         cells = half.view.cells()
         if not cells:
-            self.why = "nobody trains this job now: `farflung coordinator run DIR --resume` would go on"
+            self.why = "nobody trains this job now: its coordinator begins it again once most nodes stand by"
         if choice.act != "found" or not cells:
             return
         members = cell_to_copy(half.view, half.setup.job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from transport.wire import Signed, WireLimits
 
 TOPIC = "genesis"
 DOMAIN = "genesis"
+_AGAIN = re.compile(r"c[0-9]+\.([0-9a-f]{1,16})")
 _LIMITS = WireLimits(header_bytes_max=1 << 18)
 
 
@@ -72,6 +74,12 @@ def found_job(
     foundings = tuple(sign_record(r, sign) for r in records)
     notice = Genesis(foundings=foundings, corpus=corpus, resumed=resumed, resumed_cell=resumed_cell)
     return sign(DOMAIN, pack_payload(notice))
+
+
+def founded_as(cell: str) -> int:
+    """The number of the founding that gave a cell its name, 0 if it was the first or none of a job."""
+    found = _AGAIN.fullmatch(cell)
+    return int(found[1], 16) if found else 0
 
 
 def read_genesis(notice: Signed) -> Genesis:

@@ -167,7 +167,7 @@ class TrainingHalf:
             self.trainer.deliver(peer, message, now)
         elif isinstance(body, Ready) and peer == self.setup.me:
             self.founding.failed(body, now)
-        elif self.founding.busy or not self.founding.told:
+        elif self.founding.may_enter(body):
             self.founding.keep(peer, message)  # it may be in that cell a moment later
         elif isinstance(body, Plan | Close | Propose | Query):
             absent = Absent(cell=body.cell, slot=body.slot, term=body.term, reason="in no cell")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from swarm.daemon.gossip_setup import StatusSnapshot
+from swarm.daemon.outage import look_for_outage
 from swarm.gossip.view import Facts, View
 from swarm.job import Job
 from transport.machine import NodeId
@@ -27,13 +28,15 @@ def is_done(view: View) -> bool:
 def coordinator_waits_for(view: View, job: Job, *, begun: bool, fit: int, short: str) -> str:
     """What keeps a job from being trained, empty if nothing does.
 
-    begun: the job was founded, and not by this run with `--resume`. fit: live nodes that can hold
-    what a founding would give them. short: what one of the others lacks.
+    begun: the job was founded, and this run was not told to `--resume`. fit: live nodes that can
+    hold what a founding would give them. short: what one of the others lacks.
     """
     if view.cells() or is_done(view):
         return ""
     if begun:
-        return "somebody to train this job: `farflung coordinator run DIR --resume` would go on"
+        outage = look_for_outage(view)
+        resume = f"; {job.pipeline.nodes} are enough for `farflung coordinator run DIR --resume`"
+        return outage.reason + (resume if outage.reason and not outage.again else "")
     missing = job.pipeline.nodes - fit
     if missing <= 0:
         return ""

@@ -19,9 +19,9 @@ from swarm.daemon.archive import ARCHIVE_SCHEMA, ArchiveHalf, inline
 from swarm.daemon.body_sizes import BodySizes
 from swarm.daemon.bridges import MemoryBridge
 from swarm.daemon.compute import CostCompute
-from swarm.daemon.coordinator import found_once
 from swarm.daemon.gossip_half import GossipHalf
 from swarm.daemon.gossip_setup import GossipSetup
+from swarm.daemon.job_founding import JobFounding
 from swarm.daemon.links import What, keep_port, kept_port
 from swarm.daemon.members import read_members, remember_members
 from swarm.daemon.node import GOSSIP_SCHEMA, next_incarnation
@@ -318,20 +318,18 @@ class SimCoordinator(SimProcess):
             in_background=inline,
             matter=ground.matter,
         )
-        return [
-            archive.run(),
-            remember_members(half, self.directory),
-            found_once(
-                half,
-                job,
-                self.identity,
-                self.directory,
-                corpus=ground.corpus.digest,
-                sizes=sizes,
-                resumed=None,
-                wall=self.wall,
-            ),
-        ]
+        founding = JobFounding(
+            half=half,
+            job=job,
+            identity=self.identity,
+            directory=self.directory,
+            corpus=ground.corpus.digest,
+            sizes=sizes,
+            wall=self.wall,
+            in_background=inline,
+        )
+        keeping = remember_members(half, self.directory)
+        return [archive.run(), keeping, founding.found_once(None), founding.found_again()]
 
     def admit(self, newcomer: SimNode) -> Sequence[Signed] | None:
         """The lobby's answer to an invited node, None while this coordinator cannot be reached."""

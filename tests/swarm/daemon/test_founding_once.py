@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from swarm.daemon.archive import Resumable
-from swarm.daemon.coordinator import find_checkpoint, found_once
+from swarm.daemon.archive import Resumable, inline
 from swarm.daemon.genesis import read_genesis, solo_founding
 from swarm.daemon.gossip_half import GossipHalf
+from swarm.daemon.job_founding import JobFounding, find_checkpoint
 from swarm.daemon.options import UserError
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.job import Job
@@ -48,18 +48,17 @@ def start(
     directory: Path, *, dies: bool = False, resumed: int | None = None, rounds: int = 0, wall: float = 100.0
 ) -> Any:
     half = Half(dies=dies)
-    run_virtual(
-        found_once(
-            cast("GossipHalf", half),
-            JOB,
-            COORDINATOR,
-            directory,
-            corpus="ab",
-            sizes=(1,) * JOB.pipeline.stages,
-            resumed=None if resumed is None else Resumable(resumed, "c0", rounds),
-            wall=lambda: wall,
-        )
+    founding = JobFounding(
+        half=cast("GossipHalf", half),
+        job=JOB,
+        identity=COORDINATOR,
+        directory=directory,
+        corpus="ab",
+        sizes=(1,) * JOB.pipeline.stages,
+        wall=lambda: wall,
+        in_background=inline,
     )
+    run_virtual(founding.found_once(None if resumed is None else Resumable(resumed, "c0", rounds)))
     return half.published
 
 

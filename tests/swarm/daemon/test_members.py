@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from swarm.daemon import members
-from swarm.daemon.coordinator import SURE_S, Rollcall
+from swarm.daemon.job_founding import SURE_S, Rollcall
 from swarm.daemon.members import KEEP_DEAD_S, KEPT_DEAD_MAX, Dead, KeptMembers, read_members
 from transport.files import write_private
 from transport.identity import pack_payload

@@ -1,6 +1,6 @@
 """Whom a coordinator counts that comes back to a view of those who were here before."""
 
-from swarm.daemon.coordinator import Rollcall
+from swarm.daemon.job_founding import Rollcall
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 
 SURE_AT = 100.0

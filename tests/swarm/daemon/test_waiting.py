@@ -50,7 +50,10 @@ def test_a_coordinator_says_how_many_nodes_are_missing_and_what_one_lacks() -> N
 
 def test_a_coordinator_whose_job_nobody_trains_says_what_would_go_on() -> None:
     assert waits(view(TRAINS), begun=True) == ""
-    assert "--resume` would go on" in waits(view(member(1), ARCHIVE), begun=True)
+    assert "so it begins again" in waits(view(member(1), ARCHIVE), begun=True)
+    few = waits(view(member(1), member(2, "dead"), ARCHIVE), begun=True)
+    assert few.startswith("nobody trains this job: 1 of 2 nodes stand by, and more than half of them")
+    assert few.endswith("3 are enough for `farflung coordinator run DIR --resume`")
     finished = replace(member(1, "left", state="finished", iteration=9))
     assert waits(view(finished, member(2)), begun=True) == ""
 
