@@ -24,16 +24,17 @@ Checker = Callable[["World"], Iterator[str]]
 
 
 def one_record_per_slot(world: World) -> Iterator[str]:
-    """No slot of a cell ever has two decided records."""
-    for cell, slot in world.evidence.touched:
-        found = world.evidence.records[cell, slot]
+    """No slot of a cell ever has two decided records, and no iteration two slots."""
+    yield from world.evidence.histories.twice
+    for cell, slot in world.evidence.histories.touched:
+        found = world.evidence.histories.records[cell, slot]
         if len(found) > 1:
             yield f"slot {slot} of cell {cell} has {len(found)} decided records"
 
 
 def holders_are_identical(world: World) -> Iterator[str]:
     """Holders of a stage that applied the same slot have equal weights, bit for bit."""
-    for cell, slot in world.evidence.touched:
+    for cell, slot in world.evidence.histories.touched:
         for stage in range(world.job.pipeline.stages):
             found = world.evidence.hashes.get((cell, slot, stage), {})
             if len(set(found.values())) > 1:
@@ -41,8 +42,15 @@ def holders_are_identical(world: World) -> Iterator[str]:
 
 
 def nothing_committed_is_undone(world: World) -> Iterator[str]:
-    """A later slot of a cell never has an earlier iteration."""
-    yield from world.evidence.undone
+    """A later slot of a cell never has an earlier iteration, nor has what its members go on as."""
+    yield from world.evidence.histories.undone
+
+
+def stages_come_back_from_the_best_source(world: World) -> Iterator[str]:
+    """No lost stage is rebuilt from less than what was in reach of its cell all the time."""
+    rosters = {cell: record.roster for cell, record in world.evidence.histories.newest.items()}
+    look = world.evidence.sources.look
+    yield from look(world.nodes, world.coordinator, rosters, world.job, virtual_now())
 
 
 def nobody_dies_of_an_error(world: World) -> Iterator[str]:
@@ -54,15 +62,34 @@ def tokens_are_counted_once(world: World) -> Iterator[str]:
     """No record counts more tokens than its plan had, nor a part of a microbatch."""
     job = world.job
     batch = job.pipeline.microbatch * job.data.sequence
-    for record in world.evidence.fresh():
+    for record in world.evidence.histories.fresh():
         # A newcomer of this very slot may be gone again when it is decided: only the plan names it.
-        expected = job.pipeline.microbatches * world.evidence.data_nodes(record)
-        foundings = world.evidence.foundings_before(record.cell, record.slot)
+        expected = job.pipeline.microbatches * world.evidence.histories.data_nodes(record)
+        foundings = world.evidence.histories.foundings_before(record.cell, record.slot)
         sent = world.wiretap.planned_in(record.cell, record.slot, foundings_before=foundings)
         planned = batch * max(expected, sent)
         counts = [record.tokens, *(total.tokens for total in record.sums)]
         if record.act == "step" and any(count > planned or count % batch for count in counts):
             yield f"slot {record.slot} of {record.cell} counts {counts} tokens of {planned} planned"
+
+
+def every_microbatch_is_accounted_for(world: World) -> Iterator[str]:
+    """What a leader has counted in a slot, and what it says is partial or lost, is all that it planned.
+
+    The tokens are of those that are done, and of the partial ones whose loss was there already.
+    """
+    histories, batch = world.evidence.histories, world.job.pipeline.microbatch * world.job.data.sequence
+    for told in histories.counted:
+        for record in histories.records.get((told.cell, told.slot), ()):
+            where, plans = f"slot {told.slot} of {told.cell}", histories.plans_of(record)
+            for key in plans:
+                if (sent := world.wiretap.totals.get(key, plans[key])) != plans[key]:
+                    yield f"{where} has {sent} microbatches by its plan, {plans[key]} by its leader's word"
+            counted = {planned - told.lost for planned in plans.values()}
+            if not any(batch * (n - told.partial) <= told.tokens <= batch * n for n in counted):
+                fate = f"{told.tokens} tokens, {told.partial} partial and {told.lost} lost"
+                planned = " or ".join(map(str, plans.values()))
+                yield f"{where} has {fate}: not the {planned} microbatches of {batch} tokens planned"
 
 
 def only_the_admitted_are_seen(world: World) -> Iterator[str]:
@@ -139,7 +166,7 @@ def news_is_never_forgotten(world: World) -> Iterator[str]:
 def what_was_said_is_so(world: World) -> Iterator[str]:
     """Every microbatch is reported once, and a round has the members that it names."""
     yield from world.wiretap.wrong
-    for record in world.evidence.fresh():
+    for record in world.evidence.histories.fresh():
         if record.act == "round":
             yield from world.wiretap.round_of(record)
 
@@ -171,8 +198,10 @@ CHECKERS: tuple[Checker, ...] = (
     one_record_per_slot,
     holders_are_identical,
     nothing_committed_is_undone,
+    stages_come_back_from_the_best_source,
     nobody_dies_of_an_error,
     tokens_are_counted_once,
+    every_microbatch_is_accounted_for,
     only_the_admitted_are_seen,
     queues_are_bounded,
     views_tell_the_truth,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swarm.daemon.bridge import FactsChanged
 from swarm.events import Event
 from swarm.job import Job
+from swarm.lab.histories import Histories
 from swarm.lab.sim_node import virtual_now
-from swarm.messages import CellRecord, origin_of
+from swarm.lab.sources import Sources
 from swarm.pipeline.trainer import Trainer
+from transport.machine import NodeId
 from transport.wire import Body
 
 if TYPE_CHECKING:
@@ -30,9 +32,8 @@ MISSED = re.compile(r"(?:step|round) of stage (\d+), slot ")
 class Evidence:
     """What the training halves showed of what they applied, kept for the checkers.
 
-    records: (cell, slot) -> different records that somebody holds to be decided; there may be one.
+    histories: what the cells decided. sources: where lost stages came back from.
     hashes: (cell, slot, stage) -> node -> hash of its weights.
-    newest: cell -> its record of the highest slot. undone: sentences, where that went back.
     excused: (node, stage) -> until when it may differ: it has said that it missed a step, and
         takes the state again as soon as it can reach somebody who did not.
     failures: sentences, whom an error ended.
@@ -40,23 +41,20 @@ class Evidence:
         the last fault of any kind touched it, or it started.
     lives: node -> how often it started: two lives may have the same incarnation, refuted or written.
     versions: (viewer, its life, member) -> newest (incarnation, seq) that it has shown.
-    touched: what is new in `records` since the checkers looked last.
     stuck: sentences, cells that could train to the end and have not, when the world ended.
     complete, extinct: whether every stage had a running holder once; and whether, after that, the
         ends or the whole body had none, so that nothing is left to rebuild the model from.
     """
 
-    records: dict[tuple[str, int], list[CellRecord]] = field(default_factory=dict)
+    histories: Histories = field(default_factory=Histories)
+    sources: Sources = field(default_factory=Sources)
     hashes: dict[tuple[str, int, int], dict[str, str]] = field(default_factory=dict)
-    newest: dict[str, CellRecord] = field(default_factory=dict)
-    undone: list[str] = field(default_factory=list)
     excused: dict[tuple[str, int], float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     hindered: dict[str, list[str]] = field(default_factory=dict)
     calm_since: dict[str, float] = field(default_factory=dict)
     lives: dict[str, int] = field(default_factory=dict)
     versions: dict[tuple[str, int, str], tuple[int, int]] = field(default_factory=dict)
-    touched: dict[tuple[str, int], None] = field(default_factory=dict)
     stuck: tuple[str, ...] = ()
     complete: bool = False
     extinct: bool = False
@@ -64,10 +62,13 @@ class Evidence:
     def hear(self, node: SimNode, body: Body) -> None:
         """A training half told its gossip half something; facts follow every applied record."""
         trainer = node.training.trainer if node.training else None
-        if not isinstance(body, FactsChanged) or trainer is None or body.facts.cell != trainer.cell:
+        if not isinstance(body, FactsChanged):
             return
-        for record in (trainer.reached, trainer.record):
-            self._keep(record)
+        if trainer is None:
+            self.histories.forget(node.node)
+        if trainer is None or body.facts.cell != trainer.cell:
+            return
+        self.histories.show(node.node, trainer.reached, trainer.record)
         key = (trainer.reached.cell, trainer.reached.slot)
         for stage, digest in body.facts.hashes.items():
             if self.excused.get((node.node, int(stage)), 0.0) <= virtual_now():
@@ -75,8 +76,11 @@ class Evidence:
 
     def see(self, event: Event) -> None:
         """A process noted a fact."""
+        self.histories.tell(event.kind, event.fields)
+        self.sources.see(event)
         if event.kind == "started":
             self.lives[event.node] = self.lives.get(event.node, 0) + 1
+            self.histories.forget(NodeId(event.node))
         if event.kind in ("fault", "started"):
             self.calm_since[event.node] = event.time
         if event.kind == "fault":
@@ -118,36 +122,6 @@ class Evidence:
         """An error ended a process."""
         self.failures.append(f"{process.node[:12]} died of {what_ended(error)}")
 
-    def _keep(self, record: CellRecord) -> None:
-        key = (record.cell, record.slot)
-        self.touched[key] = None
-        found = self.records.setdefault(key, [])
-        if record not in found:
-            found.append(record)
-        newest = self.newest.get(record.cell)
-        if newest is None or record.slot > newest.slot:
-            if newest is not None and record.iteration < newest.iteration:
-                was = f"slot {newest.slot} had iteration {newest.iteration}"
-                self.undone.append(f"{record.cell}: {was}, slot {record.slot} has {record.iteration}")
-            self.newest[record.cell] = record
-
-    def fresh(self) -> Iterator[CellRecord]:
-        """Every decided record of the slots that were touched."""
-        for key in self.touched:
-            yield from self.records[key]
-
-    def foundings_before(self, cell: str, slot: int) -> int:
-        """How many slots in a row, up to the one before, were foundings: of this cell, then of its kin."""
-        if not _founds(self.records.get((cell, slot - 1), ())):
-            return 0
-        founded = {at for (of, at), found in self.records.items() if _founds(found) and _kin(of, cell)}
-        return next(count for count in range(1, slot + 2) if slot - 1 - count not in founded)
-
-    def data_nodes(self, record: CellRecord) -> int:
-        """How many data nodes the roster of a slot and the one before it name."""
-        before = self.records.get((record.cell, record.slot - 1), [])
-        return len({node for r in (record, *before) for node in r.roster[0]})
-
 
 def what_ended(error: Exception) -> str:
     """An error in a sentence: the innermost one, and where it was raised."""
@@ -156,14 +130,6 @@ def what_ended(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{where.filename.rpartition('/')[2]}:{where.lineno} in {where.name}"
     return f"{type(error).__name__}: {error} ({place})"
-
-
-def _founds(records: Iterable[CellRecord]) -> bool:
-    return any(record.act == "found" for record in records)
-
-
-def _kin(cell: str, other: str) -> bool:
-    return origin_of(cell) == origin_of(other)
 
 
 def can_go_on(here: Sequence[Trainer], job: Job) -> bool:

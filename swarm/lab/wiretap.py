@@ -6,12 +6,12 @@ microbatches that it was given, and whether a round had the members that its res
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
 from swarm.job import Job
-from swarm.meetings import OuterDelta, OuterMean
+from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
 from swarm.messages import CellRecord, Plan, Report, origin_of
 from transport.link import Endpoint
 from transport.machine import NodeId
@@ -25,16 +25,21 @@ from transport.wire import Body, Message
 class Wiretap:
     """Plans, reports, and what cells sent each other in outer rounds.
 
-    planned: (cell, slot, term, data node) -> how many microbatches. parts: (cell, stage, iteration)
-    of outer gradients that were sent. means: (stage, members) of rounds that an owner told of.
+    planned: (cell, slot, term, data node) -> how many microbatches; totals: of all of them;
+        who plans for itself alone sends its plan to nobody.
+    parts: (cell, stage, iteration) of outer gradients that were sent. anchors: (cell, stage) of outer
+        anchors that were.
+    means: (stage, a member's origin, its iteration) -> members of the means that an owner told of.
     been: the cells that a node has been in.
     wrong: sentences, what was said on the wire and cannot be.
     """
 
     job: Job
     planned: dict[tuple[str, int, int, NodeId], int] = field(default_factory=dict)
+    totals: dict[tuple[str, int, int], int] = field(default_factory=dict)
     parts: set[tuple[str, int, int]] = field(default_factory=set)
-    means: set[tuple[int, tuple[str, ...]]] = field(default_factory=set)
+    means: dict[tuple[int, str, int], set[tuple[str, ...]]] = field(default_factory=dict)
+    anchors: set[tuple[str, int]] = field(default_factory=set)
     been: dict[NodeId, set[str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
@@ -50,11 +55,14 @@ class Wiretap:
                 self.parts.add((body.cell, body.stage, body.iteration))
             case OuterMean():
                 self._mean(sender, body)
+            case OuterAnchor():
+                self.anchors.add((body.cell, body.stage))
 
     def _plan(self, plan: Plan) -> None:
         for node in plan.roster[0]:
             mine = sum(microbatch.path[0][0] == node for microbatch in plan.microbatches)
             self.planned[plan.cell, plan.slot, plan.term, NodeId(node)] = mine
+        self.totals[plan.cell, plan.slot, plan.term] = len(plan.microbatches)
 
     def _report(self, sender: NodeId, report: Report) -> None:
         planned = self.planned.get((report.cell, report.slot, report.term, sender))
@@ -71,8 +79,9 @@ class Wiretap:
 
     def _mean(self, sender: NodeId, body: OuterMean) -> None:
         """An owner sends its own part to nobody, and may have given it when its cell had another name."""
-        self.means.add((body.stage, tuple(sorted(body.members))))
+        members = tuple(sorted(body.members))
         for member, iteration in zip(body.members, body.iterations, strict=False):
+            self.means.setdefault((body.stage, origin_of(member), iteration), set()).add(members)
             if member not in self.been[sender] and (member, body.stage, iteration) not in self.parts:
                 told = f"a mean of stage {body.stage} over {', '.join(body.members)}"
                 self.wrong.append(f"{sender[:12]} tells of {told}, but {member} has sent nothing for it")
@@ -90,14 +99,20 @@ class Wiretap:
                 plans[of, at, term] = plans.get((of, at, term), 0) + count
         return max(plans.values(), default=0)
 
-    def round_of(self, record: CellRecord) -> list[str]:
-        """What a round's record says of its members, and no owner ever told anybody, in sentences."""
-        where = f"slot {record.slot} of {record.cell}"
-        return [
-            f"{where} says that {', '.join(total.contributors)} met in stage {stage}, and nobody told them so"
-            for stage, total in enumerate(record.sums)
-            if len(total.contributors) > 1 and (stage, tuple(sorted(total.contributors))) not in self.means
-        ]
+    def round_of(self, record: CellRecord) -> Iterator[str]:
+        """What a round's record says of its members, and no owner ever told anybody, in sentences.
+
+        Of this very round: a mean that an owner told of has the cell at the iteration of the record.
+        """
+        where, origin = f"slot {record.slot} of {record.cell}", origin_of(record.cell)
+        for stage, total in enumerate(record.sums):
+            members = tuple(sorted(total.contributors))
+            if len(members) > 1:
+                if members not in self.means.get((stage, origin, record.iteration), ()):
+                    told = f"says that {', '.join(members)} met in stage {stage} at {record.iteration}"
+                    yield f"{where} {told}, and nobody told them so"
+            elif members and origin_of(members[0]) != origin and (members[0], stage) not in self.anchors:
+                yield f"{where} took the anchor of {members[0]} for stage {stage}, which it has never sent"
 
 
 def _batch(job: Job) -> int:

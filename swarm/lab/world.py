@@ -323,5 +323,5 @@ class World:
             if self.network.corrupts(process.node):  # a fault that lasts until so much was said
                 self.disturbed_at = self.evidence.calm_since[process.node] = virtual_now()
         broken = tuple(f"{found} (at {virtual_now():.1f} s)" for check in CHECKERS for found in check(self))
-        self.evidence.touched.clear()
+        self.evidence.histories.looked()
         return broken

@@ -182,7 +182,8 @@ class Leader(Office):
         # Up to four times, within the followers' patience: perhaps nothing came through for want of time.
         self._begun, self._until = now, now + self._slot_limit_s() * 2.0 ** min(self._fruitless, 2)
         skipped = [stage for stage, holders in enumerate(self._rows) if not holders]
-        noted = Noted("planned", {"cell": plan.cell, "iteration": plan.iteration, "skipped": skipped})
+        told = {"cell": plan.cell, "slot": plan.slot, "term": plan.term, "iteration": plan.iteration}
+        noted = Noted("planned", told | {"microbatches": len(plan.microbatches), "skipped": skipped})
         newcomers = to(self.appointments.newcomers, self._commit_of(self.signed))
         return [noted, *newcomers, *to(roster_nodes(self._rows), plan)]
 
@@ -202,8 +203,10 @@ class Leader(Office):
         self, act: Literal["step", "round"], now: float, *, without_silent: bool = False
     ) -> Sequence[Effect]:
         """Ask the holders to average. A reducer that stayed silent is passed over."""
-        if self.phase == "running":
-            self.ledger.report(self._reports.values())
+        if self.phase == "running" and isinstance(self._asked, Plan):
+            feeders = (NodeId(microbatch.path[0][0]) for microbatch in self._asked.microbatches)
+            silent = sum(node not in self._reports for node in feeders)
+            self.ledger.report(self._reports.values(), silent=silent)
         rows = self.appointments.fit_rows(self._rows)
         if without_silent:
             rows = pass_over(rows, self.ledger.sums)

@@ -21,6 +21,8 @@ SQUARES_MAX = 1e60
 """Sum of squares of a summed gradient: floats of 1e24 each, and sums up to it stay finite."""
 LOSS_MAX = 1e4
 """Nats per target token: no model's mean loss is near it, and sums up to it stay finite."""
+CLOSED_BEFORE = "an earlier leader closed this slot, and only it was told why"
+"""Of a commit whose microbatches another has counted: this one tells of none that is partial or lost."""
 
 
 class Ledger:
@@ -40,13 +42,17 @@ class Ledger:
         self.attempt, self.sums = 0, {}
         self._loss, self._tokens, self._partial, self._lost = 0.0, 0, 0, 0
 
-    def report(self, reports: Iterable[Report]) -> None:
-        """The data nodes' losses and tokens, counted once, when the slot is closed."""
+    def report(self, reports: Iterable[Report], *, silent: int) -> None:
+        """The data nodes' losses and tokens, counted once, when the slot is closed.
+
+        silent: microbatches of data nodes that have not reported. Whatever became of them, their
+        loss is in no sum: they are lost.
+        """
         told = list(reports)
         self._loss = sum(report.loss_sum for report in told)
         self._tokens = sum(report.tokens for report in told)
         self._partial = sum(report.partial for report in told)
-        self._lost = sum(report.lost for report in told)
+        self._lost = silent + sum(report.lost for report in told)
 
     def open(self, act: Literal["step", "round"]) -> None:
         """Begin to average, perhaps once more because a reducer vanished."""
@@ -89,7 +95,7 @@ class Ledger:
         """What the stages' reducers had to say of what became this record."""
         told = {stage: summed.total for stage, summed in self.sums.items()}
         if not told or any(record.sums[stage : stage + 1] != (total,) for stage, total in told.items()):
-            return ["an earlier leader closed this slot, and only it was told why"]
+            return [CLOSED_BEFORE]
         return sorted({summed.reason for summed in self.sums.values() if summed.reason})
 
     def clip_scale(self, clip_norm: float) -> float:

@@ -262,21 +262,35 @@ def test_who_leads_for_the_first_time_waits_no_longer_than_the_steps_it_has_seen
     assert (leader.phase, leader.deadline()) == ("closing", 16.0 + 3 * 2.0)
 
 
+def commit_told_of(leader: Leader, proposed: Sequence[Effect]) -> Noted:
+    """What the leader notes of a record that a majority accepts."""
+    propose = bodies(proposed, Propose)[0]
+    assert isinstance(propose, Propose)
+    accept = Accept(cell="c0", slot=1, term=1, digest=record_digest(propose.record))
+    leader.handle(A, Message(accept), 100.0)
+    effects = leader.handle(B, Message(accept), 100.0)
+    (noted,) = [e for e in effects if isinstance(e, Noted) and e.kind == "committed"]
+    return noted
+
+
 def test_the_event_of_a_commit_tells_what_became_of_its_microbatches_and_who_was_averaged() -> None:
     leader = running()
     leader.handle(A, report(done=1, partial=1, lost=1), 1.0)
     leader.handle(A, summed(0), 2.0)
     nobody = summed(1, contributors=(), tokens=0, digest="").body
     told = Message(nobody.model_copy(update={"reason": "stage 1 is not averaged"}))
-    propose = bodies(leader.handle(B, told, 3.0), Propose)[0]
-    assert isinstance(propose, Propose)
-    accept = Accept(cell="c0", slot=1, term=1, digest=record_digest(propose.record))
-    leader.handle(A, Message(accept), 4.0)
-    effects = leader.handle(B, Message(accept), 4.0)
-    (noted,) = [e for e in effects if isinstance(e, Noted) and e.kind == "committed"]
+    noted = commit_told_of(leader, leader.handle(B, told, 3.0))
     assert (noted.fields["partial"], noted.fields["lost"]) == (1, 1)
     assert noted.fields["averaged"] == {"0": [A[:12]], "1": []}
     assert noted.fields["reasons"] == ["stage 1 is not averaged"]
+
+
+def test_microbatches_of_a_data_node_that_does_not_report_in_time_are_told_as_lost() -> None:
+    leader = running()
+    assert bodies(leader.tick(leader.deadline() or 0.0), Close)
+    leader.handle(A, summed(0), 99.0)
+    noted = commit_told_of(leader, leader.handle(B, summed(1), 99.0))
+    assert (noted.fields["tokens"], noted.fields["lost"]) == (0, JOB.pipeline.microbatches)
 
 
 def test_only_members_promise_and_only_what_somebody_really_signed() -> None:

@@ -1,0 +1,286 @@
+"""Every checker of the simulated world is silent on a sound world, and finds the one thing that is wrong."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from sound_world import BATCH, FIRST, NEXT, NOW, ROUND, A, B, C, Case, Made, Wreck, assert_found, row
+
+from swarm.gossip.view import Status
+from swarm.lab import checkers
+from swarm.lab.checkers import CHECKERS, SETTLE_S, Checker
+from swarm.lab.world import World
+from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
+from swarm.messages import CellRecord, Report, StageSum
+from transport.machine import NodeId
+from transport.sim_network import QueueLimits
+
+
+@pytest.fixture(autouse=True)
+def _at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkers, "virtual_now", lambda: NOW)
+
+
+def test_a_sound_world_breaks_nothing() -> None:
+    assert Made().broken() == {}
+
+
+CASES: list[Case] = []
+
+
+def case(checker: Checker, what: str, wrong: Wreck, right: Wreck) -> None:
+    CASES.append((checker, what, wrong, right))
+
+
+# -- what cells decide ------------------------------------------------------------------------------
+
+case(
+    checkers.one_record_per_slot,
+    "a slot with two records",
+    lambda w: w.show(NEXT.model_copy(update={"loss": 2.0}), B),
+    lambda w: w.show(NEXT, B),
+)
+case(
+    checkers.one_record_per_slot,
+    "an iteration in two slots",
+    lambda w: w.show(NEXT.model_copy(update={"slot": 3, "act": "step", "tokens": 0}), A),
+    lambda w: w.show(NEXT.model_copy(update={"slot": 3, "act": "roster", "tokens": 0}), A),
+)
+case(
+    checkers.holders_are_identical,
+    "two hashes of a stage",
+    lambda w: w.evidence.hashes.update({("c0", 2, 0): {A: "x", B: "y"}}),
+    lambda w: w.evidence.hashes.update({("c0", 2, 0): {A: "x", B: "x"}}),
+)
+
+
+def survivors(iteration: int, cell: str = "c0~bbbbbbbb.2") -> CellRecord:
+    changes = {"cell": cell, "slot": 3, "act": "found", "iteration": iteration, "roster": ((), (B,), (C,))}
+    return NEXT.model_copy(update=changes)
+
+
+case(
+    checkers.nothing_committed_is_undone,
+    "a cell that goes back",
+    lambda w: w.show(FIRST.model_copy(update={"slot": 3}), A),
+    lambda w: w.show(NEXT.model_copy(update={"slot": 3, "act": "roster"}), A),
+)
+case(
+    checkers.nothing_committed_is_undone,
+    "survivors that go on from before what they had",
+    lambda w: w.show(survivors(1), B),
+    lambda w: w.show(survivors(2), B),
+)
+
+
+def returned(world: Made, *, alive: bool) -> None:
+    """A node enters a cell of survivors that were one iteration behind it."""
+    if not alive:
+        world.note("started", B, role="worker", incarnation=1)
+    world.show(survivors(1), B)
+
+
+case(
+    checkers.nothing_committed_is_undone,
+    "a member that goes over with less than it had",
+    lambda w: returned(w, alive=True),
+    lambda w: returned(w, alive=False),
+)
+
+
+# -- what is counted ------------------------------------------------------------------------------
+
+
+def third(world: Made, tokens: int, said: int = 2, **told: Any) -> None:
+    """One more slot of two microbatches, in which so many tokens are counted. said: how many were planned."""
+    world.plan(3, 2)
+    world.note("planned", A, cell="c0", slot=3, term=1, microbatches=said)
+    world.show(NEXT.model_copy(update={"slot": 3, "iteration": 3, "tokens": tokens}), A, B, C)
+    world.commit(3, tokens=tokens, **told)
+
+
+case(
+    checkers.tokens_are_counted_once,
+    "a part of a microbatch",
+    lambda w: w.show(NEXT.model_copy(update={"slot": 3, "iteration": 3, "tokens": BATCH + 1}), A),
+    lambda w: w.show(NEXT.model_copy(update={"slot": 3, "iteration": 3, "tokens": BATCH}), A),
+)
+ACCOUNTED = checkers.every_microbatch_is_accounted_for
+case(
+    ACCOUNTED,
+    "a microbatch neither counted nor lost",
+    lambda w: third(w, BATCH),
+    lambda w: third(w, BATCH, lost=1),
+)
+case(
+    ACCOUNTED,
+    "a microbatch both counted and lost",
+    lambda w: third(w, 2 * BATCH, lost=1),
+    lambda w: third(w, 2 * BATCH, partial=1),
+)
+case(
+    ACCOUNTED,
+    "a leader that planned less than it says",
+    lambda w: (
+        w.plan(3, 2),
+        w.note("planned", A, cell="c0", slot=3, term=1, microbatches=1),
+        third(w, BATCH),
+    ),
+    lambda w: third(w, 0, reasons=["an earlier leader closed this slot, and only it was told why"]),
+)
+SAID = checkers.what_was_said_is_so
+
+
+def report(done: int, tokens: int) -> Report:
+    return Report(cell="c0", slot=2, term=1, done=done, partial=0, lost=0, tokens=tokens, loss_sum=1.0)
+
+
+case(
+    SAID,
+    "a report of fewer microbatches than were given",
+    lambda w: w.hear(A, report(1, BATCH)),
+    lambda w: w.hear(A, report(2, 2 * BATCH)),
+)
+
+
+def meet(world: Made, iteration: int, *, sent: bool = True) -> None:
+    """Cells c0 and c1 meet in stage 0 when c0 is at an iteration; then c0 shows the round of iteration 2."""
+    about: dict[str, Any] = {"stage": 0, "anchor": 0, "anchor_digest": ""}
+    for node, cell, at in ((A, "c0", iteration), (C, "c1", 7)):
+        if sent or cell == "c0":
+            world.hear(node, OuterDelta(cell=cell, iteration=at, **about), cell)
+    world.hear(A, OuterMean(members=("c0", "c1"), iterations=(iteration, 7), **about))
+    world.show(ROUND, A, B)
+
+
+case(SAID, "a mean with a cell that sent nothing", lambda w: meet(w, 2, sent=False), lambda w: meet(w, 2))
+case(SAID, "a round that met another time", lambda w: meet(w, 1), lambda w: meet(w, 2))
+case(SAID, "a round of which nobody told", lambda w: w.show(ROUND, A), lambda w: meet(w, 2))
+
+
+def took_over(world: Made, anchor_of: str) -> None:
+    """The round took the anchor of cell c1, which another has sent."""
+    world.hear(C, OuterAnchor(cell=anchor_of, stage=0, anchor=1), "c1")
+    sums = (StageSum(contributors=("c1",), digest="0"), StageSum(), StageSum())
+    world.show(ROUND.model_copy(update={"sums": sums}), A)
+
+
+case(SAID, "an anchor that was never sent", lambda w: took_over(w, "c2"), lambda w: took_over(w, "c1"))
+
+
+# -- who is where -----------------------------------------------------------------------------------
+
+case(
+    checkers.nobody_dies_of_an_error,
+    "an error",
+    lambda w: w.evidence.failures.append("a died of KeyError"),
+    lambda w: w.note("left", A, reason="its owner wants the machine"),
+)
+case(
+    checkers.only_the_admitted_are_seen,
+    "a stranger",
+    lambda w: w.sees(w.a, row(NodeId("e" * 64), "dead")),
+    lambda w: w.sees(w.a, w.told(B)),
+)
+
+
+def dead_for_it(world: Made, quiet: float) -> None:
+    world.quiet = quiet
+    world.sees(world.a, world.told(B, "suspect"))
+
+
+case(
+    checkers.views_tell_the_truth,
+    "the living suspected",
+    lambda w: dead_for_it(w, SETTLE_S + 1),
+    lambda w: dead_for_it(w, SETTLE_S - 1),
+)
+
+
+def gone(world: Made, status: Status) -> None:
+    world.c.running, world.c.trainer = False, None
+    for process in world.processes:
+        world.sees(process, row(C, status))
+
+
+case(checkers.views_tell_the_truth, "the dead alive", lambda w: gone(w, "alive"), lambda w: gone(w, "dead"))
+
+
+def buried(world: Made, *, paused: bool) -> None:
+    world.quiet = 0.0
+    world.sees(world.a, world.told(B, "dead"))
+    if paused:
+        world.note("fault", B, what="pause")
+
+
+case(
+    checkers.nobody_stays_buried,
+    "the living buried",
+    lambda w: buried(w, paused=False),
+    lambda w: buried(w, paused=True),
+)
+
+
+def forged(world: Made, seq: int) -> None:
+    """A shows a record of B of this version with other facts; B's own is of version (1, 1)."""
+    for process in world.processes:
+        world.sees(process, row(B, seq=1))
+    world.sees(world.a, row(B, seq=seq, iteration=9))
+
+
+case(
+    checkers.views_show_what_was_signed,
+    "a record that was never signed",
+    lambda w: forged(w, 1),
+    lambda w: forged(w, 0),
+)
+
+
+def forgotten(world: Made, seq: int) -> None:
+    world.sees(world.a, row(B, seq=1))
+    world.sees(world.b, row(B, seq=1))
+    assert list(checkers.news_is_never_forgotten(cast(World, world))) == []
+    world.sees(world.a, row(B, seq=seq))
+
+
+case(checkers.news_is_never_forgotten, "older news", lambda w: forgotten(w, 0), lambda w: forgotten(w, 1))
+
+
+# -- what is kept -----------------------------------------------------------------------------------
+
+
+def queue(world: Made, messages: int) -> None:
+    limits = world.queues = replace(QueueLimits(), messages=10)
+    assert limits.messages == 10
+    stream = SimpleNamespace(
+        kept_messages=messages, kept_bytes=9, lane="bulk", receiver=SimpleNamespace(me=B)
+    )
+    world.a.links = (SimpleNamespace(streams={1: stream}),)
+
+
+case(checkers.queues_are_bounded, "too long a queue", lambda w: queue(w, 11), lambda w: queue(w, 10))
+
+
+def hold(world: Made, held: int) -> None:
+    assert world.b.trainer is not None
+    world.b.trainer.held = held
+
+
+case(checkers.memory_is_bounded, "too many microbatches", lambda w: hold(w, 7), lambda w: hold(w, 4))
+case(
+    checkers.no_byte_is_lost_unseen,
+    "a lost byte",
+    lambda w: w.imbalances.append("1 byte"),
+    lambda w: w.imbalances.clear(),
+)
+
+
+@pytest.mark.parametrize("made", CASES, ids=[what for _, what, _, _ in CASES])
+def test_a_checker_finds_what_is_wrong_and_is_silent_on_its_neighbour(made: Case) -> None:
+    assert_found(made)
+
+
+def test_every_checker_has_such_a_case() -> None:
+    elsewhere = {checkers.stages_come_back_from_the_best_source}  # test_sources.py
+    assert {checker for checker, *_ in CASES} | elsewhere == set(CHECKERS)
