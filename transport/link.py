@@ -13,6 +13,10 @@ from typing import Protocol
 from transport.machine import NodeId
 from transport.wire import Lane, Message
 
+HEARTBEAT_TIMEOUT_S = 15.0
+"""How long a connection outlives the last sign of its other end, on either link. A machine that vanished
+without closing is noticed; a stall shorter than a death is not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
 
-from transport.link import Endpoint
+from transport.link import HEARTBEAT_TIMEOUT_S, Endpoint
 from transport.machine import NodeId
 from transport.sim_link import SimLink, as_sent
 from transport.sim_paths import Cut, LinkShape, Paths, Span, side
@@ -46,8 +46,8 @@ class SimNetwork:
 
     default: of every path that has no shape of its own; its bandwidth is also that of every node's
         uplink and downlink until `set_access`.
-    patience_s: how long a connection outlives a cut. Then what it held is lost and both ends
-        hear Closed, as by heartbeats over a real connection.
+    patience_s: how long a connection outlives a cut, or an end that stands still. Then what it held is
+        lost and both ends hear Closed, as by heartbeats over a real connection.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SimNetwork:
         default: LinkShape,
         *,
         queues: QueueLimits | None = None,
-        patience_s: float = 30.0,
+        patience_s: float = HEARTBEAT_TIMEOUT_S,
     ) -> None:
         self._paths = Paths(rng, default)
         self._traffic = Traffic(self._paths)
@@ -132,16 +132,18 @@ class SimNetwork:
         self._traffic.follow()
 
     def pause(self, node: NodeId) -> None:
-        """Hold what `node` sends and what is sent to it. Nobody hears Closed.
+        """Hold what `node` sends and what is sent to it. For `patience_s` nobody hears Closed.
 
         Its own code goes on, unless the loop freezes it (`VirtualTimeLoop.freeze`).
         """
-        self._paths.paused.add(node)
+        if node not in self._paths.paused:
+            self._paths.paused[node] = now = clock_s()
+            self._traffic.at(now + self._patience_s, self._give_up_on, node, now)
         self._traffic.follow()
 
     def resume(self, node: NodeId) -> None:
         """End a pause: what was held is on its way again."""
-        self._paths.paused.discard(node)
+        self._paths.paused.pop(node, None)
         self._resend()
         self._traffic.follow()
 
@@ -152,7 +154,7 @@ class SimNetwork:
         """
         for link in [link for link in self._links.values() if link.me == node]:
             self.shut(link, silent=silent)
-        self._paths.paused.discard(node)
+        self._paths.paused.pop(node, None)
         self._paths.forget_uplink(node)
         self._traffic.follow()
 
@@ -171,13 +173,20 @@ class SimNetwork:
 
     def _give_up(self, cut: Cut) -> None:
         """Break the connections that a cut has severed for too long."""
-        if cut not in self._paths.cuts:
-            return
+        if cut in self._paths.cuts:
+            self._break(lambda one, other: cut.severs(one, other) or cut.severs(other, one), "cut")
+
+    def _give_up_on(self, node: NodeId, since_s: float) -> None:
+        """Break the connections of a node that has stood still since then."""
+        if self._paths.paused.get(node) == since_s:
+            self._break(lambda one, other: node in (one, other), "closed")
+
+    def _break(self, between: Callable[[NodeId, NodeId], bool], why: DropCause) -> None:
         for link in self._links.values():
             for other in list(link.connected):
-                if cut.severs(link.me, other.me) or cut.severs(other.me, link.me):
-                    link.disconnect(other, "cut")
-                    other.disconnect(link, "cut")
+                if between(link.me, other.me):
+                    link.disconnect(other, why)
+                    other.disconnect(link, why)
         self._traffic.share()
 
     # -- messages ----------------------------------------------------------------------------

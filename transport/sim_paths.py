@@ -123,7 +123,7 @@ class Paths:
         self._slowness: dict[NodeId, tuple[float, float, Span]] = {}
         self._uplink_free: dict[NodeId, float] = {}
         self.cuts: list[Cut] = []
-        self.paused: set[NodeId] = set()
+        self.paused: dict[NodeId, float] = {}
 
     def set_shape(self, sender: NodeId, receiver: NodeId, shape: LinkShape, span: Span | None = None) -> None:
         """Replace the default from `sender` to `receiver`: at once, or little by little over a span."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from transport.link import HEARTBEAT_TIMEOUT_S
 from transport.wire import Buffer
 
 Socket = zmq.Socket[bytes]
@@ -19,8 +20,7 @@ NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 HANDSHAKE_MS = 2_000
 """A silent socket is closed after this long; an unadmitted newcomer dials again as often."""
 HEARTBEAT_MS = 5_000
-HEARTBEAT_TIMEOUT_MS = 15_000
-"""A machine that vanished without closing is noticed; a stall shorter than a death is not."""
+HEARTBEAT_TIMEOUT_MS = int(1000 * HEARTBEAT_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,8 +50,10 @@ def refuse_impossible(
     a node in them.
     """
     for fault in faults:
-        if isinstance(fault, Cut | Partition | SlowLink) and because:
-            raise UserError(f"the fault {fault.kind!r} needs the emulated network, but {because}")
+        silent = isinstance(fault, Crash | Restart) and fault.silent
+        if (isinstance(fault, Cut | Partition | SlowLink) or silent) and because:
+            what = f"a silent {fault.kind}" if silent else f"the fault {fault.kind!r}"
+            raise UserError(f"{what} needs the emulated network, but {because}")
         if isinstance(fault, Corrupt):
             why = "real bytes are under TCP's checksums and under encryption"
             raise UserError(f"the fault 'corrupt' is for `farflung simulate`: {why}")
@@ -146,8 +148,13 @@ class Player:
 
     async def _begin(self, firing: Firing) -> None:
         match firing.fault:
-            case Crash(node=who) | Restart(node=who):
-                for child in self._remember(firing, who):
+            case Crash(node=who, silent=silent) | Restart(node=who, silent=silent):
+                hit = self._remember(firing, who)
+                if silent and hit:
+                    names = [child.name for child in hit]
+                    rest = [name for name in self._swarm.children if name not in names]
+                    await self._network().cut(_cut_name(firing), [names, rest])
+                for child in hit:
                     self.paused.discard(child.name)
                     self.killed.add(child.pid)
                     self._swarm.kill(child.name)
@@ -178,7 +185,9 @@ class Player:
     async def _undo(self, firing: Firing) -> None:
         hit = self._hit.get(firing.index, [])
         match firing.fault:
-            case Restart():
+            case Restart(silent=silent):
+                if silent and hit:
+                    await self._network().heal(_cut_name(firing))
                 for child in hit:
                     await self._start_again(child.name)
             case Pause():

@@ -204,11 +204,12 @@ def flap(nodes: Sequence[int], hours: float, rng: Random) -> tuple[Fault, ...]:
 
 
 def site_loss(nodes: Sequence[int], hours: float, rng: Random) -> tuple[Fault, ...]:
-    """Half of the nodes within one second, for ever, at some moment of the run's first half hour."""
+    """Half of the nodes within one second, for ever and unheard, as when a site loses its power, at some
+    moment of the run's first half hour."""
     at_s = rng.uniform(0.1, 0.5) * HOUR_S
     lost = rng.sample(list(nodes), len(nodes) // 2)
     moments = {node: at_s + rng.uniform(0, 1) for node in lost}
-    crashes = [Crash(kind="crash", node=f"node:{node}", at_s=when) for node, when in moments.items()]
+    crashes = [Crash(kind="crash", node=f"node:{n}", at_s=when, silent=True) for n, when in moments.items()]
     return _in_order(crash for crash in crashes if (crash.at_s or 0.0) < hours * HOUR_S)
 
 

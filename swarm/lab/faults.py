@@ -66,22 +66,27 @@ class _Fault(BaseModel):
 
 
 class Crash(_Fault):
-    """The process is killed and does not come back."""
+    """The process is killed and does not come back.
+
+    silent: its machine is gone with it, so that nobody hears its connections close.
+    """
 
     kind: Literal["crash"]
     node: Selector
+    silent: bool = False
 
 
 class Restart(_Fault):
     """The process is killed and starts again `after_s` later, with what is on its disk.
 
-    moved: it listens elsewhere then, as where others have taken its ports.
+    moved: it listens elsewhere then, as where others have taken its ports. silent: see `Crash`.
     """
 
     kind: Literal["restart"]
     node: Selector
     after_s: Seconds
     moved: bool = False
+    silent: bool = False
 
     @property
     def lasts_s(self) -> float | None:

@@ -97,9 +97,9 @@ class Misfortune:
 
     def _begin(self, firing: Firing) -> None:
         match firing.fault:
-            case Crash(node=who) | Restart(node=who):
+            case Crash(node=who, silent=silent) | Restart(node=who, silent=silent):
                 for process in self._remember(firing, who):
-                    process.kill()
+                    process.kill(silent=silent)
                     self._forget_pauses(process)
                     if isinstance(firing.fault, Restart) and firing.fault.moved:
                         forget_ports(process.directory)

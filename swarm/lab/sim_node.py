@@ -155,9 +155,9 @@ class SimProcess(ABC):
         context.run(OWNER.set, self.node)
         self._life = tasks.create_task(self._guarded(), context=context)
 
-    def kill(self) -> None:
-        """End the life at once, as SIGKILL does."""
-        self.ground.network.crash(self.node)
+    def kill(self, *, silent: bool = False) -> None:
+        """End the life at once, as SIGKILL does; or, unheard, as a power cut."""
+        self.ground.network.crash(self.node, silent=silent)
         if self._life is not None:
             loop = asyncio.get_running_loop()
             assert isinstance(loop, VirtualTimeLoop)

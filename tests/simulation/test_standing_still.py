@@ -2,10 +2,12 @@
 
 import asyncio
 
+import pytest
 import torch
-from small_worlds import Played, fault, play, small_job
+from small_worlds import Played, fault, play, script, small_job
 
 from swarm.lab.sim_node import SimNode
+from swarm.lab.soak import TINY
 from swarm.lab.world import World
 from swarm.pipeline.stage import Stage
 from transport.sim_network import QueueLimits
@@ -82,3 +84,17 @@ def test_a_newcomer_gets_the_anchor_and_the_momentum_with_the_weights() -> None:
             assert mine.anchor_count == theirs.anchor_count > 0
             alike += 1
     assert alike
+
+
+@pytest.mark.parametrize(("silent", "least_s", "most_s"), [("false", 0.0, 3.0), ("true", 8.0, 30.0)])
+def test_a_machine_that_vanishes_is_found_out_by_its_silence_alone(
+    silent: str, least_s: float, most_s: float
+) -> None:
+    job = small_job(nodes=4, cells=1, stages=2, iterations=400)
+    faults = script(f'[[fault]]\nkind = "crash"\nnode = "node:3"\nat_s = 5\nsilent = {silent}\n')
+    played = play(job, faults, model=TINY, until_s=40.0, flops_per_s=1e6)
+    assert played.outcome.broken == ()
+    gone = played.world.nodes[3].node[:12]
+    found = [event.time - 5 for event in played.of("member", member=gone, status="dead")]
+    assert len(found) >= 3
+    assert all(least_s < after_s < most_s for after_s in found), found
