@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from swarm.events import Noted
-from swarm.gossip.view import View
+from swarm.gossip.view import Member, View
 from swarm.job import Job
 from swarm.messages import CellRecord, Commit, Stale
 from swarm.pipeline.appointments import Appointments
@@ -241,16 +241,26 @@ class Office(ABC):
         return all(row or stage in rebuilt for stage, row in enumerate(found.roster))
 
     def _dissolve(self, found: CellRecord, now: float) -> Sequence[Effect]:
-        """What is left can never train. Where others do, its members are of use there.
+        """What is left cannot train. Where others do, with every stage, its members are of use there.
 
         Others are at least as many as they: what is held here is lost for good, and one member
-        that only says it holds something is no reason.
+        that only says it holds something is no reason. Nor are others that lack a stage as well:
+        they may give up what they hold for those here at the same moment.
         """
         mine = roster_nodes(found.roster)
-        others = [m for m in self.view.live() if m.facts.stages and m.node not in mine]
+        others = [m for m in self._whole_cells() if m.node not in mine]
         if len(others) < len(mine):
             return self._query(now, self.election.why)
         return self._give_up()
+
+    def _whole_cells(self) -> list[Member]:
+        """Live members that hold something of a cell in which every stage is held."""
+        found: list[Member] = []
+        for cell in self.view.cells():
+            members = [m for m in self.view.cell(cell) if m.facts.stages]
+            if len({stage for m in members for stage in m.facts.stages}) == len(self.record.roster):
+                found += members
+        return found
 
     def _deserted(self, now: float) -> bool:
         """Whether a cell of which nobody holds anything has nobody to give it to, and others train."""

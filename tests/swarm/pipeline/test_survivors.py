@@ -271,3 +271,16 @@ def test_who_survives_with_nothing_leaves_its_cell_for_those_who_train() -> None
     effects = leader.advance(commit.record, read_record(commit.record), 0.0)
     assert [type(effect) for effect in effects] == [Dissolve]
     assert leader.deadline() is None
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_who_survives_with_a_stage_gives_it_up_for_those_alone_who_have_all_of_them(whole: bool) -> None:
+    """Two cells that lost the same stage each gave up the other, and nothing was left."""
+    leader = leader_of(founded((A,), (B,)))
+    there = Facts(cell="c1", stages=(0, 1) if whole else (0,))
+    leader.observe(seen({B: "dead"}, there), 0.0)
+    told = Promise(cell="c0", slot=0, term=leader.term, decided=leader.signed)
+    effects: list[Effect] = [*leader.handle(A, Message(told), 0.0)]
+    for now in range(1, 6):
+        effects += leader.tick(float(now))
+    assert any(isinstance(effect, Dissolve) for effect in effects) is whole
