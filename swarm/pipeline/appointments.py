@@ -137,9 +137,12 @@ class Appointments:
         return member is not None and member.facts.cell not in ("", cell)
 
     def absent(self, node: NodeId, stages: Sequence[int], record: CellRecord, now: float) -> None:
-        """A member does not hold these stages, or none of its own."""
-        held = stages or range(len(record.roster))
-        self._absent |= {(node, stage) for stage in held}
+        """A member does not hold these stages, or none of its own; nor does a taker that had got ready."""
+        held = {(node, stage) for stage in stages or range(len(record.roster))}
+        for key in held & self._ready.keys():
+            del self._ready[key]
+            self._asking.refused(node, now)
+        self._absent |= held
         self._note_losses(record, now)
 
     def _note_losses(self, record: CellRecord, now: float) -> None:

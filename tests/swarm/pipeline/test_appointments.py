@@ -379,3 +379,16 @@ def test_a_taker_that_got_ready_before_a_round_is_named_after_it() -> None:
     for slot in range(3, 3 + PASSED_OVER_MAX):
         appointments.decided(record(slot, lost).model_copy(update={"act": "round"}), 3.0)
     assert appointments.next_roster(lost) == ((A,), (C,))
+
+
+def test_a_taker_that_was_ready_and_is_gone_again_replaces_nobody() -> None:
+    """The only holder of its stage was left out for its sake, and its cell never trained again."""
+    handed_over = replace(restore(1, same_state=True), replaces=B)
+    appointments = made(handed_over)
+    appointments.order(record(1, ROSTER), SIGNED, 1, ROSTER, 0.0)
+    appointments.answered(C, ready(), record(1, ROSTER), 1.0)
+    assert appointments.next_roster(ROSTER) == ((A,), (C,))
+    appointments.absent(C, (), record(1, ROSTER), 2.0)
+    assert appointments.next_roster(ROSTER) == ROSTER
+    assert appointments.fit_rows(ROSTER) == ROSTER
+    assert appointments.order(record(1, ROSTER), SIGNED, 1, ROSTER, 3.0) == [], "it is asked again later"
