@@ -180,15 +180,20 @@ class Paths:
             return True
         return any(cut.severs(sender, receiver) for cut in self.cuts)
 
-    def journey(self, sender: NodeId, shape: LinkShape, nbytes: int, now: float) -> tuple[float, float]:
+    def journey(
+        self, sender: NodeId, shape: LinkShape, nbytes: int, up_bytes_per_s: float, now: float
+    ) -> tuple[float, float]:
         """When control sent now on such a path has left, and when it arrives. Occupies the uplink.
 
         Control overtakes bulk (the real lanes are two connections) and, being small, takes nothing
-        from its share. A node's control messages leave one after another, whoever they are for.
+        from its share. A node's control messages leave one after another, whoever they are for, as
+        fast as its uplink takes them; a path that is slower than that holds up its own alone.
         """
-        leaves = max(now, self._uplink_free.get(sender, now)) + nbytes / shape.bandwidth_bytes_per_s
+        through_s = nbytes / up_bytes_per_s
+        leaves = max(now, self._uplink_free.get(sender, now)) + through_s
         self._uplink_free[sender] = leaves
-        return leaves, leaves + self.travel_s(shape)
+        slower_s = max(0.0, nbytes / shape.bandwidth_bytes_per_s - through_s)
+        return leaves, leaves + slower_s + self.travel_s(shape)
 
     def forget_uplink(self, sender: NodeId) -> None:
         """Forget what a crashed node had not sent yet."""

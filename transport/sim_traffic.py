@@ -91,7 +91,7 @@ class Traffic:
         """Send a control message on its way, and perhaps a copy of it."""
         paths, sender, now = self._paths, stream.sender.me, clock_s()
         shape = paths.shape(sender, stream.receiver.me, now)
-        packet.leaves, packet.due = paths.journey(sender, shape, packet.nbytes, now)
+        packet.leaves, packet.due = paths.journey(sender, shape, packet.nbytes, self._uplink(sender), now)
         if paths.chance(shape.duplication):
             copy = Packet(packet.header, packet.buffers, packet.nbytes, packet.leaves)
             copy.due = packet.due + paths.resend_s()
@@ -140,6 +140,10 @@ class Traffic:
         up, down = self._access.get(node, (self._default, self._default))
         slowness = self._paths.slowness(node, clock_s())
         self._sharing.set_access(node, up / slowness, down / slowness)
+
+    def _uplink(self, node: NodeId) -> float:
+        up, _ = self._access.get(node, (self._default, self._default))
+        return up / self._paths.slowness(node, clock_s())
 
     def _transfer(self, stream: Stream) -> None:
         """The first unsent message of a stream begins to leave."""

@@ -59,6 +59,9 @@ def simulate(
     flops_per_s: Annotated[float, typer.Option(min=1e6, help="Of a node of middling speed.")] = 2e10,
     faults: Annotated[Path | None, typer.Option(help="A fault script: who is hit, how and when.")] = None,
     regions: Annotated[str, typer.Option(help="geo-distributed, 5-clusters or single-cluster.")] = "",
+    uplink: Annotated[
+        float, typer.Option(min=0, help="Mbit/s that a node sends at most; 4 times as much it receives.")
+    ] = 0,
     churn: Annotated[str, typer.Option(help="Percent of the nodes an hour, a preset, checkfree:P.")] = "",
     trace: Annotated[Path | None, typer.Option(help="A recorded day of nodes that came and went.")] = None,
     speed_up: Annotated[float, typer.Option(min=1e-3, help="Churn or trace go so many times as fast.")] = 1.0,
@@ -95,6 +98,7 @@ def simulate(
             "--model": model,
             "--faults": faults,
             "--regions": regions,
+            "--uplink": uplink,
             "--trace": trace,
             "--plot": plot,
             "--until": until,
@@ -135,6 +139,7 @@ def simulate(
         flops_per_s=flops_per_s,
         faults=faults,
         regions=regions,
+        uplink_mbit_per_s=uplink,
         churn=churn,
         trace=trace,
         speed_up=speed_up,

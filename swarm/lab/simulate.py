@@ -45,6 +45,7 @@ class SimulateOptions:
     regions: the setting of `regions.toml` that says where nodes stand; "" draws paths from the seed.
     churn: see `churn.churn`; "" is none. trace: a recorded day of additions and removals.
     speed_up: churn and trace go so many times as fast as they say.
+    uplink_mbit_per_s: see `WorldOptions.uplink_bytes_per_s`; 0 is None.
     plot: a picture of the run; None draws none.
     """
 
@@ -57,6 +58,7 @@ class SimulateOptions:
     churn: str = ""
     trace: Path | None = None
     speed_up: float = 1.0
+    uplink_mbit_per_s: float = 0.0
     seed: int = 0
     nodes: int = 0
     until_s: float = UNTIL_S
@@ -114,6 +116,7 @@ def _world(options: SimulateOptions) -> tuple[WorldOptions, int]:
     regions = load_regions().setting(options.regions) if options.regions else ()
     _check_faults(faults, job, nodes, regions)
     recorded = replay(load_trace(options.trace), nodes, options.speed_up) if options.trace else Replay((), 0)
+    uplink = options.uplink_mbit_per_s * 1e6 / 8
     world = WorldOptions(
         job=job,
         faults=faults,
@@ -122,6 +125,7 @@ def _world(options: SimulateOptions) -> tuple[WorldOptions, int]:
         nodes=nodes,
         until_s=options.until_s,
         flops_per_s=options.flops_per_s,
+        uplink_bytes_per_s=(uplink, uplink) if uplink else None,
         regions=regions,
         tensors=options.tensors,
         examine=True,

@@ -41,6 +41,8 @@ START_S = 0.3
 """Within which the nodes of a world start, one after the other."""
 END_S = 1.0
 """From the last node's last iteration until the world ends, so that its news still spread."""
+DOWNLINK = 4.0
+"""What a node at home receives, in what it sends."""
 YEARS_S = 100 * 365 * 86_400
 
 
@@ -54,6 +56,8 @@ class WorldOptions:
     flops_per_s: of a node of middling speed; each has between half and one and a half of it.
     latency_s: one way between two nodes, drawn for each pair between these.
     bandwidth_bytes_per_s: of each pair, drawn likewise.
+    uplink_bytes_per_s: of each node, drawn likewise, and `DOWNLINK` times as much down; None: a node sends
+        and receives as much as its paths carry.
     regions: that nodes are dealt to in turn; then what was measured between them holds instead.
     model: what is trained instead of the job's preset, for worlds whose messages alone matter.
     tensors: "none" leaves them out: bytes, times and failures are as they would be, losses unknown.
@@ -70,6 +74,7 @@ class WorldOptions:
     flops_per_s: float = 2e10
     latency_s: tuple[float, float] = (0.005, 0.05)
     bandwidth_bytes_per_s: tuple[float, float] = (1e7, 1e8)
+    uplink_bytes_per_s: tuple[float, float] | None = None
     regions: tuple[str, ...] = ()
     tensors: Literal["real", "none"] = "real"
     examine: bool = False
@@ -190,6 +195,9 @@ class World:
         )
         if self.options.regions:
             self._settle(node)
+        if self.options.uplink_bytes_per_s is not None:
+            up = self._rng.uniform(*self.options.uplink_bytes_per_s)
+            self.network.set_access(node.node, up, DOWNLINK * up)
         for other in self.processes:
             shape = self.shapes[node.node, other.node] = self._shape(node, other)
             self.network.set_shape(node.node, other.node, shape)

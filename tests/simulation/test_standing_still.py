@@ -98,3 +98,14 @@ def test_a_machine_that_vanishes_is_found_out_by_its_silence_alone(
     found = [event.time - 5 for event in played.of("member", member=gone, status="dead")]
     assert len(found) >= 3
     assert all(least_s < after_s < most_s for after_s in found), found
+
+
+def test_uplinks_of_homes_are_what_training_waits_for() -> None:
+    """The paths carry twenty times as much: only what each node sends and receives in all is less."""
+    job = small_job(nodes=4, cells=2, stages=2, iterations=8, every=4)
+    wide, narrow = (
+        play(job, until_s=900, flops_per_s=1e9, uplink_bytes_per_s=up) for up in (None, (1e5, 2e5))
+    )
+    wide.assert_well()
+    narrow.assert_well()
+    assert narrow.outcome.seconds > 2 * wide.outcome.seconds

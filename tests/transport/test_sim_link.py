@@ -109,6 +109,19 @@ def test_a_message_takes_its_bytes_over_bandwidth_and_the_latency() -> None:
     assert _run(scenario()) == pytest.approx([4.25, 4.25], abs=1e-3)
 
 
+def test_control_on_a_slow_path_holds_up_nobody_else() -> None:
+    async def scenario() -> list[float]:
+        world = World(LinkShape(latency_s=0.25, bandwidth_bytes_per_s=1e9))
+        world.network.set_shape(ANN, BOB, LinkShape(latency_s=0.25, bandwidth_bytes_per_s=10.0))
+        world.ann.send(BOB, _note())
+        world.ann.send(EVE, _note())
+        return [*await _times(world.eve, 1), *await _times(world.bob, 1)]
+
+    to_eve, to_bob = _run(scenario())
+    assert to_eve == pytest.approx(0.25, abs=1e-3)
+    assert to_bob > 1.0
+
+
 def test_messages_to_one_peer_leave_one_after_the_other() -> None:
     async def scenario() -> list[float]:
         world = World(LinkShape(latency_s=0.25, bandwidth_bytes_per_s=1e6))
