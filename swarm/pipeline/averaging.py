@@ -169,6 +169,10 @@ class Averaging:
         """Whether a gradient is for this close or a later one; nothing else is worth its place."""
         return early.cell == close.cell and early.closing >= _closing(close)
 
+    def forget(self, stage: int) -> None:
+        """A stage is held no longer: what came early for its next sum has no place here."""
+        self._early = {key: early for key, early in self._early.items() if key[0] != stage}
+
     def observe(self, avoid: frozenset[NodeId]) -> Sequence[Effect]:
         """Do not wait for holders that are gone."""
         effects: list[Effect] = []

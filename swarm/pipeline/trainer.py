@@ -250,6 +250,7 @@ class Trainer:
         self.note("resynced", stages=list(stages), reason=reason)
         for stage in stages:
             self.computing.drop_stage(stage)
+            self.averaging.forget(stage)
         leader = self.follower.leader or NodeId(self.record.leader)
         return [self._absent(leader, stages, reason)]
 

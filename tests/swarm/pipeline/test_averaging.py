@@ -142,6 +142,15 @@ def test_early_gradients_are_kept_of_other_holders_for_slots_to_come_only() -> N
     assert averaging._early == {}
 
 
+def test_what_came_early_for_a_stage_goes_with_it() -> None:
+    averaging = Averaging(ME)
+    averaging.handle(OTHER, gradient(5), "early", last(4))
+    averaging.forget(1)
+    assert averaging.early == 1
+    averaging.forget(0)
+    assert averaging.early == 0
+
+
 def test_one_holder_has_one_place_for_each_stage() -> None:
     averaging = Averaging(ME)
     for attempt in range(100):
