@@ -64,7 +64,7 @@ class Traffic:
     def drop_unsent(self, stream: Stream) -> None:
         """The sender goes away: lose what has not left it, and what is held back."""
         self._sharing.stop(stream)
-        if self._paths.blocked(stream.sender.me, stream.receiver.me):
+        if self._held(stream):
             stream.drop_all("unsent")  # what is held back would need its sender to send it again
         else:
             stream.drop_unsent(clock_s())
@@ -111,7 +111,7 @@ class Traffic:
             return
         if stream.receiver.closed:
             self.end(stream, "closed")
-        elif self._paths.blocked(stream.sender.me, stream.receiver.me):
+        elif self._held(stream):
             if stream.sender.closed:
                 self.end(stream, "unsent")  # nobody is left to send it again
             return
@@ -119,6 +119,12 @@ class Traffic:
             stream.receiver.arrive(stream, packet)
         if stream.sender.closed and stream.idle():
             self.end(stream, "closed")
+
+    def _held(self, stream: Stream) -> bool:
+        """Whether nothing of it gets through. Who shakes hands must be heard, and hear."""
+        one, other = stream.sender.me, stream.receiver.me
+        connected = stream.receiver in stream.sender.connected
+        return self._paths.blocked(one, other) or (not connected and self._paths.blocked(other, one))
 
     def resend(self) -> None:
         """Set what was held back in motion."""
@@ -151,10 +157,10 @@ class Traffic:
         self._sharing.start(stream, ends, stream.unsent[0].nbytes, self._bandwidth(stream), clock_s())
 
     def _bandwidth(self, stream: Stream) -> float:
-        ends = (stream.sender.me, stream.receiver.me)
-        return (
-            0.0 if self._paths.blocked(*ends) else self._paths.shape(*ends, clock_s()).bandwidth_bytes_per_s
-        )
+        one, other = stream.sender.me, stream.receiver.me
+        if self._paths.blocked(one, other) or self._paths.blocked(other, one):
+            return 0.0  # without acknowledgements the window is soon full
+        return self._paths.shape(one, other, clock_s()).bandwidth_bytes_per_s
 
     def share(self) -> None:
         """Divide capacity anew, and wake when the next transfer will have ended."""

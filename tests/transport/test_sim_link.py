@@ -223,9 +223,30 @@ def test_a_cut_holds_messages_until_it_heals() -> None:
     _run(scenario())
 
 
-def test_a_one_way_cut_lets_the_other_way_through() -> None:
+def test_behind_a_one_way_cut_no_connection_opens_and_no_bulk_moves() -> None:
     async def scenario() -> None:
         world = World()
+        await world.connect()
+        cut = world.network.cut(ANN, [BOB, EVE], both_ways=False)
+        world.bob.send(ANN, _cargo(1000))
+        await asyncio.sleep(20)
+        assert _drain(world.ann) == []
+        await asyncio.sleep(20)
+        assert {type(event) for event in [*_drain(world.ann), *_drain(world.bob)]} == {Closed}
+        world.eve.send(ANN, _note(7))
+        await asyncio.sleep(20)
+        assert _drain(world.ann) == [], "a handshake needs an answer"
+        world.network.heal(cut)
+        await asyncio.sleep(1)
+        assert _numbers(_drain(world.ann)) == [7]
+
+    _run(scenario())
+
+
+def test_a_one_way_cut_lets_control_of_open_connections_through_the_other_way() -> None:
+    async def scenario() -> None:
+        world = World()
+        await world.connect()
         world.network.cut(ANN, BOB, both_ways=False)
         world.ann.send(BOB, _note(1))
         world.bob.send(ANN, _note(2))
