@@ -38,8 +38,6 @@ from transport.link import Link
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Body, Message, Signed, WireError
 
-DONE_S = 10.0
-"""After every live worker has finished: how long a node stays for late readers."""
 LOOK_S = 1.0
 LAST_WORD_S = 2.0
 """How long the link to a revoked node stays open for telling it so; what it says is ignored."""
@@ -217,7 +215,7 @@ class GossipHalf:
             self._done_since = None
         elif self._done_since is None:
             self._done_since = now
-        elif now - self._done_since > DONE_S and not self._leaving:
+        elif now - self._done_since > self.setup.linger_s and not self._leaving:
             self.leave(why)
 
     def _look_whether_stuck(self, now: float) -> None:

@@ -15,10 +15,13 @@ from swarm.job import Job
 from transport.identity import Identity
 from transport.wire import Signed
 
+DONE_S = 10.0
+"""After every live worker has finished: how long a node stays for late readers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GossipSetup:
-    """What a gossip half is built from, besides its seams."""
+    """What a gossip half is built from, besides its seams. linger_s: how long it stays when all are done."""
 
     record: MemberRecord
     sign: Callable[[str, bytes], Signed]
@@ -28,6 +31,7 @@ class GossipSetup:
     rng: random.Random
     wall: Callable[[], float]
     emit: Emit
+    linger_s: float = DONE_S
 
     @classmethod
     def for_member(
@@ -46,6 +50,7 @@ class GossipSetup:
         wall: Callable[[], float],
         emit: Emit,
         memory_bytes: int = 0,
+        linger_s: float = DONE_S,
     ) -> GossipSetup:
         """The setup of an admitted member that listens at these addresses.
 
@@ -73,6 +78,7 @@ class GossipSetup:
             rng=rng,
             wall=wall,
             emit=emit,
+            linger_s=linger_s,
         )
 
 

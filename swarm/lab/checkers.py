@@ -23,8 +23,14 @@ SETTLE_S = 60.0
 Checker = Callable[["World"], Iterator[str]]
 
 
+def _looked(world: World, checker: Checker, count: int = 1) -> None:
+    """A checker has looked at so many things that could have been wrong."""
+    world.evidence.looked[checker.__name__] += count
+
+
 def one_record_per_slot(world: World) -> Iterator[str]:
     """No slot of a cell ever has two decided records, and no iteration two slots."""
+    _looked(world, one_record_per_slot, len(world.evidence.histories.touched))
     yield from world.evidence.histories.twice
     for cell, slot in world.evidence.histories.touched:
         found = world.evidence.histories.records[cell, slot]
@@ -37,17 +43,20 @@ def holders_are_identical(world: World) -> Iterator[str]:
     for cell, slot in world.evidence.histories.touched:
         for stage in range(world.job.pipeline.stages):
             found = world.evidence.hashes.get((cell, slot, stage), {})
+            _looked(world, holders_are_identical, len(found) > 1)
             if len(set(found.values())) > 1:
                 yield f"holders of stage {stage} differ after slot {slot} of cell {cell}"
 
 
 def nothing_committed_is_undone(world: World) -> Iterator[str]:
     """A later slot of a cell never has an earlier iteration, nor has what its members go on as."""
+    _looked(world, nothing_committed_is_undone, len(world.evidence.histories.touched))
     yield from world.evidence.histories.undone
 
 
 def stages_come_back_from_the_best_source(world: World) -> Iterator[str]:
     """No lost stage is rebuilt from less than what was in reach of its cell all the time."""
+    _looked(world, stages_come_back_from_the_best_source, len(world.evidence.sources.placed))
     rosters = {cell: record.roster for cell, record in world.evidence.histories.newest.items()}
     look = world.evidence.sources.look
     yield from look(world.nodes, world.coordinator, rosters, world.job, virtual_now())
@@ -55,6 +64,7 @@ def stages_come_back_from_the_best_source(world: World) -> Iterator[str]:
 
 def nobody_dies_of_an_error(world: World) -> Iterator[str]:
     """No process ends but by a fault or by its own decision to leave."""
+    _looked(world, nobody_dies_of_an_error, len(world.live()))
     yield from world.evidence.failures
 
 
@@ -68,6 +78,7 @@ def tokens_are_counted_once(world: World) -> Iterator[str]:
         foundings = world.evidence.histories.foundings_before(record.cell, record.slot)
         sent = world.wiretap.planned_in(record.cell, record.slot, foundings_before=foundings)
         planned = batch * max(expected, sent)
+        _looked(world, tokens_are_counted_once, record.act == "step")
         counts = [record.tokens, *(total.tokens for total in record.sums)]
         if record.act == "step" and any(count > planned or count % batch for count in counts):
             yield f"slot {record.slot} of {record.cell} counts {counts} tokens of {planned} planned"
@@ -81,6 +92,7 @@ def every_microbatch_is_accounted_for(world: World) -> Iterator[str]:
     histories, batch = world.evidence.histories, world.job.pipeline.microbatch * world.job.data.sequence
     for told in histories.counted:
         for record in histories.records.get((told.cell, told.slot), ()):
+            _looked(world, every_microbatch_is_accounted_for)
             where, plans = f"slot {told.slot} of {told.cell}", histories.plans_of(record)
             for key in plans:
                 if (sent := world.wiretap.totals.get(key, plans[key])) != plans[key]:
@@ -96,6 +108,7 @@ def only_the_admitted_are_seen(world: World) -> Iterator[str]:
     """Nobody without a certificate of the job is in anybody's view."""
     admitted = {process.node for process in world.processes}
     for process in world.processes:
+        _looked(world, only_the_admitted_are_seen, len(process.view.members))
         for stranger in sorted(set(process.view.members) - admitted):
             yield f"{process.node[:12]} has the stranger {stranger[:12]} in its view"
 
@@ -106,6 +119,7 @@ def queues_are_bounded(world: World) -> Iterator[str]:
     for process in world.processes:
         for link in process.links:
             for stream in link.streams.values():
+                _looked(world, queues_are_bounded, stream.kept_messages > 0)
                 kept = (stream.kept_messages, stream.kept_bytes)
                 if not limits.admit(stream.lane, *kept):
                     yield f"{process.node[:12]} keeps {kept} (messages, bytes) for {stream.receiver.me[:12]}"
@@ -117,6 +131,7 @@ def views_tell_the_truth(world: World) -> Iterator[str]:
         return
     for process in world.live():
         for other in world.processes:
+            _looked(world, views_tell_the_truth)
             status = process.view.status(other.node)
             if other.running and status != "alive":
                 yield f"{process.node[:12]} sees {other.node[:12]} as {status}, but it lives"
@@ -130,6 +145,7 @@ def nobody_stays_buried(world: World) -> Iterator[str]:
     calm = [p for p in world.live() if world.evidence.calm_s(p.node, now) > SETTLE_S]
     for process in calm:
         for other in calm:
+            _looked(world, nobody_stays_buried, other is not process)
             if process.view.status(other.node) in ("dead", "left"):
                 yield f"{process.node[:12]} has buried {other.node[:12]}, that lives and was left alone"
 
@@ -147,6 +163,7 @@ def views_show_what_was_signed(world: World) -> Iterator[str]:
             version = member.record.version
             if mine is None or version < mine.record.version or version <= before[node]:
                 continue
+            _looked(world, views_show_what_was_signed)
             if member.record != mine.record:
                 yield f"{process.node[:12]} shows a record of {node[:12]} that it never signed"
 
@@ -158,6 +175,7 @@ def news_is_never_forgotten(world: World) -> Iterator[str]:
         for node, member in process.view.members.items():
             newest = world.evidence.versions.get((process.node, life, node), (0, 0))
             version = (member.record.incarnation, member.record.seq)
+            _looked(world, news_is_never_forgotten, newest > (0, 0))
             if version < newest:
                 yield f"{process.node[:12]} showed {newest} of {node[:12]}, and shows {version} now"
             world.evidence.versions[process.node, life, node] = max(version, newest)
@@ -165,9 +183,12 @@ def news_is_never_forgotten(world: World) -> Iterator[str]:
 
 def what_was_said_is_so(world: World) -> Iterator[str]:
     """Every microbatch is reported once, and a round has the members that it names."""
+    _looked(world, what_was_said_is_so, world.wiretap.judged)
+    world.wiretap.judged = 0
     yield from world.wiretap.wrong
     for record in world.evidence.histories.fresh():
         if record.act == "round":
+            _looked(world, what_was_said_is_so)
             yield from world.wiretap.round_of(record)
 
 
@@ -185,12 +206,14 @@ def memory_is_bounded(world: World) -> Iterator[str]:
             ("gradients of later slots", trainer.averaging.early, held * members),
             ("outer gradients of later rounds", trainer.outer.early, held * (len(cells) + 1)),
         ):
+            _looked(world, memory_is_bounded, kept > 0)
             if kept > most:
                 yield f"{node.node[:12]} holds {kept} {what}, {most} at most are allowed"
 
 
 def no_byte_is_lost_unseen(world: World) -> Iterator[str]:
     """What was sent is delivered, under way, or dropped for a reason that is counted."""
+    _looked(world, no_byte_is_lost_unseen, len(world.live()))
     yield from world.network.traffic.imbalances()
 
 

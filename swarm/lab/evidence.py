@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swarm.daemon.bridge import FactsChanged
 from swarm.events import Event
-from swarm.job import Job
 from swarm.lab.histories import Histories
 from swarm.lab.sim_node import virtual_now
 from swarm.lab.sources import Sources
-from swarm.pipeline.trainer import Trainer
 from transport.machine import NodeId
 from transport.wire import Body
 
@@ -41,9 +39,7 @@ class Evidence:
         the last fault of any kind touched it, or it started.
     lives: node -> how often it started: two lives may have the same incarnation, refuted or written.
     versions: (viewer, its life, member) -> newest (incarnation, seq) that it has shown.
-    stuck: sentences, cells that could train to the end and have not, when the world ended.
-    complete, extinct: whether every stage had a running holder once; and whether, after that, the
-        ends or the whole body had none, so that nothing is left to rebuild the model from.
+    looked: checker -> at how many things it has looked, by its name.
     """
 
     histories: Histories = field(default_factory=Histories)
@@ -55,9 +51,7 @@ class Evidence:
     calm_since: dict[str, float] = field(default_factory=dict)
     lives: dict[str, int] = field(default_factory=dict)
     versions: dict[tuple[str, int, str], tuple[int, int]] = field(default_factory=dict)
-    stuck: tuple[str, ...] = ()
-    complete: bool = False
-    extinct: bool = False
+    looked: Counter[str] = field(default_factory=Counter)
 
     def hear(self, node: SimNode, body: Body) -> None:
         """A training half told its gossip half something; facts follow every applied record."""
@@ -100,24 +94,6 @@ class Evidence:
         """For how long nothing has been done to a node; 0 while something hinders it."""
         return 0.0 if self.hindered.get(node) else now - self.calm_since.get(node, 0.0)
 
-    def look(self, held: Collection[int], stages: int) -> None:
-        """Stages that somebody holds at this moment."""
-        body = {stage for stage in held if stage}
-        self.complete |= len(held) == stages
-        self.extinct |= self.complete and (0 not in held or (stages > 1 and not body))
-
-    def end(self, nodes: Iterable[SimNode], job: Job) -> None:
-        """The world ends: who could still have trained?"""
-        cells: dict[str, list[Trainer]] = {}
-        for node in nodes:
-            if node.trainer is not None:
-                cells.setdefault(node.trainer.cell, []).append(node.trainer)
-        self.stuck = tuple(
-            f"cell {cell} has {len(here)} members of its roster and every stage, and is at iteration {at}"
-            for cell, here in cells.items()
-            if can_go_on(here, job) and (at := max(t.record.iteration for t in here)) < job.inner.iterations
-        )
-
     def fail(self, process: SimProcess, error: Exception) -> None:
         """An error ended a process."""
         self.failures.append(f"{process.node[:12]} died of {what_ended(error)}")
@@ -130,13 +106,3 @@ def what_ended(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{where.filename.rpartition('/')[2]}:{where.lineno} in {where.name}"
     return f"{type(error).__name__}: {error} ({place})"
-
-
-def can_go_on(here: Sequence[Trainer], job: Job) -> bool:
-    """Whether these members of a cell are a majority of its last roster and hold every stage."""
-    newest = max((trainer.record for trainer in here), key=lambda record: record.slot)
-    roster = {node for row in newest.roster for node in row}
-    held = {stage for trainer in here for stage in trainer.computing.stages}
-    return (
-        2 * len(roster & {trainer.me for trainer in here}) > len(roster) and len(held) == job.pipeline.stages
-    )

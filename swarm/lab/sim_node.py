@@ -66,6 +66,7 @@ class Ground:
     """What all nodes of a world stand on.
 
     matter: what tensors are made of.
+    linger_s: how long nodes stay after the job is finished.
     heard: told of every body that a training half says to its gossip half, with the node.
     failed: told of the error that ended a node's life.
     lobby: hands a newcomer the members' records, None if no coordinator answers.
@@ -78,6 +79,7 @@ class Ground:
     matter: Matter
     root_key: bytes
     gossip: GossipConfig
+    linger_s: float
     emit: Emit
     heard: Callable[[SimNode, Body], None]
     failed: Callable[[SimProcess, Exception], None]
@@ -208,6 +210,7 @@ class SimProcess(ABC):
             work=work.endpoint.address,
             incarnation=next_incarnation(self.directory),
             config=self.ground.gossip,
+            linger_s=self.ground.linger_s,
             rng=self._chances(),
             wall=self.wall,
             emit=self.ground.emit,

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from swarm.job import Job
+from swarm.lab.checkers import SETTLE_S
 from swarm.lab.faults import Fault
 from swarm.lab.liar import lie
 from swarm.lab.playing import run_world
@@ -29,6 +30,8 @@ FIRST_S, LAST_S = 1.5, 25.0
 LONGEST_S = 40.0
 PATIENCE_S = 600.0
 """From the end of the last fault until the job must be finished."""
+LOOKS_S = 5.0
+"""For which views that had the time to settle are looked at."""
 WORDS = 60
 FAULT: TypeAdapter[Fault] = TypeAdapter(Fault)
 
@@ -69,6 +72,7 @@ def draw(seed: int, allowed: Sequence[str] = ()) -> Scenario:
         latency_s=rng.choice(((0.001, 0.01), (0.005, 0.05), (0.05, 0.2))),
         bandwidth_bytes_per_s=rng.choice(((1e6, 1e7), (1e7, 1e8))),
         model=TINY,
+        settle_s=SETTLE_S + LOOKS_S,
     )
     return Scenario(classes=classes, options=options)
 

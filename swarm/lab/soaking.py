@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from swarm.lab.checkers import CHECKERS
 from swarm.lab.simulate import LAST_EVENTS, whole_until_s, write_run
 from swarm.lab.soak import CLASSES, Scenario, draw, play
 from swarm.lab.world import Outcome
@@ -71,6 +72,8 @@ def result(seed: int, scenario: Scenario, outcome: Outcome, cpu_s: float) -> dic
         "seed": seed,
         "broken": list(outcome.broken),
         "finished": outcome.finished,
+        "hopeless": outcome.hopeless,
+        "looked": dict(outcome.looked),
         "classes": list(scenario.classes),
         "nodes": scenario.options.nodes,
         "virtual_s": round(outcome.seconds, 1),
@@ -92,6 +95,29 @@ def render(found: dict[str, Any], classes: Sequence[str] = ()) -> str:
     lines += [f"  {sentence}" for sentence in found["broken"]]
     lines += [f"    {line[:200]}" for line in found["last"]]
     lines.append(f"  again: scripts/soak --seeds 1 --first {found['seed']}{only} --until {until:g}")
+    return "\n".join(lines)
+
+
+def summary(done: Sequence[dict[str, Any]]) -> str:
+    """What came of all seeds: how much each checker saw, which worlds did not finish and why, which broke."""
+    lines = []
+    for name in (checker.__name__ for checker in CHECKERS):
+        counts = [found["looked"].get(name, 0) for found in done]
+        worlds = sum(count > 0 for count in counts)
+        lines.append(f"{name} looked at {sum(counts):,} in {worlds} of {len(done)} worlds")
+    unfinished = [found for found in done if not found["finished"]]
+    lines += [
+        f"seed {found['seed']} did not finish: {found['hopeless'] or (*found['broken'], 'it was ended')[0]}"
+        for found in unfinished
+    ]
+    broken = ", ".join(str(found["seed"]) for found in done if found["broken"])
+    virtual_h, cpu_s = (sum(found[key] for found in done) for key in ("virtual_s", "cpu_s"))
+    lines.append(
+        f"{len(done)} worlds, {virtual_h / 3600:.2f} virtual hours in {cpu_s:.0f} s of one core, "
+        f"{sum(found['faults'] for found in done)} processes hit by faults; "
+        f"unfinished: {', '.join(str(found['seed']) for found in unfinished) or 'none'}; "
+        f"broken: {broken or 'none'}"
+    )
     return "\n".join(lines)
 
 
@@ -204,14 +230,8 @@ def main(words: Sequence[str]) -> int:
         done.append(found)
         if found["broken"]:
             print(render(found, options.classes), flush=True)  # noqa: T201 - a person is watching
-    broken = [found["seed"] for found in done if found["broken"]]
-    virtual_h = sum(found["virtual_s"] for found in done) / 3600
-    cpu_s, faults = sum(found["cpu_s"] for found in done), sum(found["faults"] for found in done)
-    print(  # noqa: T201 - a person is watching
-        f"{len(done)} worlds, {virtual_h:.2f} virtual hours in {cpu_s:.0f} s of one core, "
-        f"{faults} processes hit by faults; broken: {', '.join(map(str, broken)) or 'none'}"
-    )
-    return 1 if broken else 0
+    print(summary(done))  # noqa: T201 - a person is watching
+    return 1 if any(found["broken"] for found in done) else 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Wiretap:
         anchors that were.
     means: (stage, a member's origin, its iteration) -> members of the means that an owner told of.
     been: the cells that a node has been in.
-    wrong: sentences, what was said on the wire and cannot be.
+    wrong: sentences, what was said on the wire and cannot be. judged: how much could have been.
     """
 
     job: Job
@@ -42,6 +42,7 @@ class Wiretap:
     anchors: set[tuple[str, int]] = field(default_factory=set)
     been: dict[NodeId, set[str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    judged: int = 0
 
     def hear(self, sender: NodeId, cell: str, body: Body) -> None:
         """A node sends something. cell: of the sender."""
@@ -68,6 +69,7 @@ class Wiretap:
         planned = self.planned.get((report.cell, report.slot, report.term, sender))
         if planned is None:
             return  # the plan is the sender's own, or older than its place in the roster
+        self.judged += 1
         said, batch = report.done + report.partial + report.lost, _batch(self.job)
         counted = range(report.done * batch, (report.done + report.partial) * batch + 1, batch)
         if said != planned or report.tokens not in counted:
@@ -80,6 +82,7 @@ class Wiretap:
     def _mean(self, sender: NodeId, body: OuterMean) -> None:
         """An owner sends its own part to nobody, and may have given it when its cell had another name."""
         members = tuple(sorted(body.members))
+        self.judged += len(members)
         for member, iteration in zip(body.members, body.iterations, strict=False):
             self.means.setdefault((body.stage, origin_of(member), iteration), set()).add(members)
             if member not in self.been[sender] and (member, body.stage, iteration) not in self.parts:

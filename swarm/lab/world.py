@@ -6,14 +6,16 @@ A run is a function of (job, faults, seed): equal arguments give equal events, b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from swarm.daemon.admission import Authority
 from swarm.daemon.compute import CostCompute
+from swarm.daemon.gossip_setup import DONE_S
 from swarm.events import Event
 from swarm.gossip.config import GossipConfig, volunteer_wan
 from swarm.job import Job
@@ -25,6 +27,7 @@ from swarm.lab.faults import Fault
 from swarm.lab.hollow import Hollow, without_values
 from swarm.lab.misfortune import Misfortune
 from swarm.lab.regions import load_regions
+from swarm.lab.remains import hopeless, stuck
 from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
 from swarm.lab.wiretap import TappedNetwork, Wiretap
 from swarm.pipeline.data import Corpus
@@ -62,6 +65,8 @@ class WorldOptions:
     model: what is trained instead of the job's preset, for worlds whose messages alone matter.
     tensors: "none" leaves them out: bytes, times and failures are as they would be, losses unknown.
     examine: ask at the end how good the model is on held-out text, if there is one.
+    settle_s: how long it lives on after the job is finished and the last fault is over, with every node
+        staying, so that views are judged that have had the time to settle. 0: it ends with the job.
     gossip, queues: how membership behaves, and what a link keeps for a peer at most.
     """
 
@@ -79,6 +84,7 @@ class WorldOptions:
     tensors: Literal["real", "none"] = "real"
     examine: bool = False
     model: ModelConfig | None = None
+    settle_s: float = 0.0
     gossip: GossipConfig = field(default_factory=volunteer_wan)
     queues: QueueLimits = field(default_factory=QueueLimits)
 
@@ -92,6 +98,7 @@ class Outcome:
     drawn: how many of the faults that were drawn began, and of how many.
     stuck: sentences, cells that could train to the end and have not.
     hopeless: why nobody could have gone on with the job, empty if somebody could.
+    looked: at how many things each checker has looked, by its name.
     """
 
     events: tuple[Event, ...]
@@ -104,6 +111,7 @@ class Outcome:
     drawn: tuple[int, int] = (0, 0)
     stuck: tuple[str, ...] = ()
     hopeless: str = ""
+    looked: Mapping[str, int] = field(default_factory=dict)
 
 
 class World:
@@ -114,6 +122,7 @@ class World:
         self.events: list[Event] = []
         self.evidence = Evidence()
         self.iteration = 0
+        self.done = False
         self.disturbed_at = 0.0
         self.news = asyncio.Event()
         self._rng = Random(options.seed)
@@ -136,6 +145,7 @@ class World:
             matter=self._hollow or DENSE,
             root_key=self._authority.root_key,
             gossip=options.gossip,
+            linger_s=inf if options.settle_s else DONE_S,
             emit=self.emit,
             heard=self.evidence.hear,
             failed=self.evidence.fail,
@@ -290,13 +300,13 @@ class World:
             self._tasks = tasks
             await self._begin()
             beside = [tasks.create_task(work) for work in (self.misfortune.play(), *self._beside)]
-            while not broken and not self.finished() and virtual_now() < self.options.until_s:
+            while not broken and not self._over() and virtual_now() < self.options.until_s:
                 await asyncio.sleep(CHECK_S)
                 broken = self.check()
             await asyncio.sleep(END_S)
             broken = broken or self.check()
-            finished = self.finished()
-            self.evidence.end(self.nodes, self.job)
+            self.done |= self.finished()
+            left_stuck, nothing_left = stuck(self), hopeless(self)
             validation = self._examined() if self.options.examine and not self._hollow else None
             for task in beside:
                 task.cancel()
@@ -305,18 +315,24 @@ class World:
         return Outcome(
             events=tuple(self.events),
             seconds=virtual_now(),
-            finished=finished,
+            finished=self.done,
             broken=broken,
             bytes_sent=sum(self.network.traffic.count(lane).sent for lane in ("control", "bulk")),
             validation=validation,
             missed=tuple(self.misfortune.not_happened()),
             drawn=self.misfortune.drawn(),
-            stuck=self.evidence.stuck,
-            hopeless="nobody was left to rebuild from" if self.evidence.extinct else "",
+            stuck=left_stuck,
+            hopeless=nothing_left,
+            looked=dict(self.evidence.looked),
         )
 
     def _examined(self) -> float | None:
         return examine(self.nodes, self.job, self._ground.config, self._ground.corpus)
+
+    def _over(self) -> bool:
+        """Whether the job was finished, and nobody was disturbed for as long as that is waited for."""
+        self.done |= self.finished()
+        return self.done and self.quiet_s() >= self.options.settle_s
 
     async def _begin(self) -> None:
         self.start(self.coordinator)
@@ -326,7 +342,6 @@ class World:
 
     def check(self) -> tuple[str, ...]:
         """What is broken now, in sentences."""
-        self.evidence.look(self.holders(), self.job.pipeline.stages)
         for process in self.live():
             if self.network.corrupts(process.node):  # a fault that lasts until so much was said
                 self.disturbed_at = self.evidence.calm_since[process.node] = virtual_now()

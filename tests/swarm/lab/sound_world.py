@@ -188,4 +188,5 @@ def assert_found(case: Case) -> None:
     wrong(broken)
     right(sound)
     assert list(broken.broken()) == [checker.__name__]
+    assert broken.evidence.looked[checker.__name__] > 0
     assert sound.broken() == {}
