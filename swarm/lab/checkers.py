@@ -6,18 +6,24 @@ A checker looks at a world and says what is broken, in sentences; none means tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import TYPE_CHECKING
 
+from swarm.gossip.view import RECORD_BYTES_MAX
 from swarm.lab.sim_node import virtual_now
 from swarm.pipeline.early import BEFORE_ANY_PLAN
 from swarm.pipeline.records import roster_nodes
-from transport.sim_network import QueueLimits
+from swarm.pipeline.room import FLOAT_BYTES, STATE_FLATS
 
 if TYPE_CHECKING:
     from swarm.lab.world import World
 
 SETTLE_S = 60.0
 """From the last disturbance until every view must tell the truth."""
+RECORDS_WAITING = 8
+"""Of each process, of the largest size, that may wait for one peer."""
+SLOTS_WAITING = 3
+"""Whose microbatches may wait for one peer: the one at hand, and those before it that it has not taken."""
 
 
 Checker = Callable[["World"], Iterator[str]]
@@ -114,15 +120,34 @@ def only_the_admitted_are_seen(world: World) -> Iterator[str]:
 
 
 def queues_are_bounded(world: World) -> Iterator[str]:
-    """What any link keeps for one peer and lane stays within the network's limits."""
-    limits: QueueLimits = world.queues
+    """What any link keeps for one peer is no more than so many processes of such a job have to say."""
+    most = {"control": _control_bytes_max(world), "bulk": _bulk_bytes_max(world)}
     for process in world.processes:
         for link in process.links:
             for stream in link.streams.values():
-                _looked(world, queues_are_bounded, stream.kept_messages > 0)
-                kept = (stream.kept_messages, stream.kept_bytes)
-                if not limits.admit(stream.lane, *kept):
-                    yield f"{process.node[:12]} keeps {kept} (messages, bytes) for {stream.receiver.me[:12]}"
+                _looked(world, queues_are_bounded, stream.kept_bytes > 0)
+                if stream.kept_bytes > most[stream.lane]:
+                    kept = f"keeps {stream.kept_bytes} bytes of {stream.lane} for {stream.receiver.me[:12]}"
+                    yield f"{process.node[:12]} {kept}, of {most[stream.lane]} that it may need"
+
+
+def _control_bytes_max(world: World) -> int:
+    """Some of the largest record of everybody: a peer may stand still for most of a minute."""
+    return RECORDS_WAITING * RECORD_BYTES_MAX * len(world.processes)
+
+
+def _bulk_bytes_max(world: World) -> float:
+    """All states twice, on their way to a taker, and the microbatches of some slots, there and back.
+
+    Before and after there are cells there is nothing to measure it by.
+    """
+    job = world.job.pipeline
+    computing = next((node.trainer.computing for node in world.nodes if node.trainer), None)
+    if computing is None:
+        return inf
+    states = STATE_FLATS * sum(computing.stage_sizes)
+    values = job.microbatches * job.microbatch * world.job.data.sequence * computing.config.width
+    return FLOAT_BYTES * (2 * states + 2 * SLOTS_WAITING * values * len(world.nodes))
 
 
 def views_tell_the_truth(world: World) -> Iterator[str]:
@@ -193,16 +218,18 @@ def what_was_said_is_so(world: World) -> Iterator[str]:
 
 
 def memory_is_bounded(world: World) -> Iterator[str]:
-    """What a node keeps of tensors on their way stays within what its job can need."""
+    """What a node keeps of tensors on their way is no more than its job, not the node, says it can need."""
+    pipeline = world.job.pipeline
     for node in world.nodes:
         if (trainer := node.trainer) is None:
             continue
         hops, held = trainer.flow.hops, len(trainer.computing.stages)
         members = len(roster_nodes(trainer.record.roster + hops.roster))
         cells = {member.facts.cell for member in trainer.outer.view.live()} - {""}
+        slot = pipeline.microbatches * members * pipeline.stages
         for what, kept, most in (
-            ("microbatches", hops.held, hops.held_max),
-            ("microbatches of later slots", len(hops.early), max(hops.held_max, BEFORE_ANY_PLAN)),
+            ("microbatches", hops.held, slot),
+            ("microbatches of later slots", len(hops.early), max(slot, BEFORE_ANY_PLAN)),
             ("gradients of later slots", trainer.averaging.early, held * members),
             ("outer gradients of later rounds", trainer.outer.early, held * (len(cells) + 1)),
         ):
@@ -212,9 +239,9 @@ def memory_is_bounded(world: World) -> Iterator[str]:
 
 
 def no_byte_is_lost_unseen(world: World) -> Iterator[str]:
-    """What was sent is delivered, under way, or dropped for a reason that is counted."""
+    """What was sent is delivered, under way, or dropped for a counted reason; and the links say so, too."""
     _looked(world, no_byte_is_lost_unseen, len(world.live()))
-    yield from world.network.traffic.imbalances()
+    yield from world.network.imbalances()
 
 
 CHECKERS: tuple[Checker, ...] = (

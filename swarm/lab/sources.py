@@ -60,7 +60,6 @@ class Sources:
     held: (cell, stage) -> when it was last seen with a holder. born: cell -> the last look without it.
     idle: (node, stage) -> when it was last seen not to fetch the stage.
     placed: to be judged. failed: stage -> when an order for it last came to nothing.
-    judged: how many recoveries were looked at.
     """
 
     reach: dict[tuple[NodeId, NodeId, int], Reach] = field(default_factory=dict)
@@ -70,7 +69,6 @@ class Sources:
     idle: dict[tuple[NodeId, int], float] = field(default_factory=dict)
     placed: list[Placed] = field(default_factory=list)
     failed: dict[int, float] = field(default_factory=dict)
-    judged: int = 0
     looked_at: float = 0.0
 
     def see(self, event: Event) -> None:
@@ -98,7 +96,6 @@ class Sources:
         judged = [
             sentence for placed in self.placed for sentence in self._judge(placed, members, rosters, job)
         ]
-        self.judged += len(self.placed)
         self.placed.clear()
         self._look_for_losses(members, nodes, range(job.pipeline.stages), now)
         self.looked_at = now

@@ -18,7 +18,7 @@ from transport.machine import NodeId
 from transport.sim_link import SimLink
 from transport.sim_network import QueueLimits, SimNetwork
 from transport.sim_paths import LinkShape
-from transport.wire import Body, Message
+from transport.wire import Body, Lane, Message, Schema
 
 
 @dataclass(slots=True)
@@ -123,15 +123,46 @@ def _batch(job: Job) -> int:
 
 
 class TappedNetwork(SimNetwork):
-    """A network on which somebody hears everything that is sent, with the node that sends it."""
+    """A network on which somebody hears everything that is sent, with the node that sends it.
+
+    taken: bytes of each lane that links gave it to carry. opened: every link that there ever was:
+    what a link has counted is held against it when its node is long gone.
+    """
 
     def __init__(
         self, rng: Random, default: LinkShape, *, queues: QueueLimits, tap: Callable[[NodeId, Body], None]
     ) -> None:
         super().__init__(rng, default, queues=queues)
         self._tap = tap
+        self.taken: dict[Lane, int] = {"control": 0, "bulk": 0}
+        self.opened: list[SimLink] = []
+
+    def open(self, me: NodeId, *, curve_key: str, schema: Schema, address: str | None = None) -> SimLink:
+        """See `SimNetwork`."""
+        link = super().open(me, curve_key=curve_key, schema=schema, address=address)
+        self.opened.append(link)
+        return link
 
     def carry(self, sender: SimLink, endpoint: Endpoint, message: Message) -> int | None:
         """See `SimNetwork`."""
         self._tap(sender.me, message.body)
-        return super().carry(sender, endpoint, message)
+        nbytes = super().carry(sender, endpoint, message)
+        self.taken[message.body.lane] += nbytes or 0
+        return nbytes
+
+    def imbalances(self) -> Iterator[str]:
+        """Where the network's account, or that of the links, is not what was given to it, in sentences.
+
+        Of control messages the network itself makes copies, which it counts as sent.
+        """
+        yield from self.traffic.imbalances()
+        for lane, taken in self.taken.items():
+            sent = sum(link.stats.bytes_sent[lane] for link in self.opened)
+            received = sum(link.stats.bytes_received[lane] for link in self.opened)
+            count = self.traffic.count(lane)
+            if sent != taken:
+                yield f"{lane}: links say that they sent {sent} bytes, and gave {taken} away"
+            if count.sent != taken and not (lane == "control" and count.sent > taken):
+                yield f"{lane}: the network was given {taken} bytes, and says that it was {count.sent}"
+            if received != count.delivered:
+                yield f"{lane}: links say that {received} bytes came, of {count.delivered} delivered"

@@ -118,7 +118,7 @@ class World:
     """All processes of a simulated swarm. Built inside a virtual-time loop."""
 
     def __init__(self, options: WorldOptions, corpus: Corpus, directory: Path) -> None:
-        self.options, self.job, self.queues = options, options.job, options.queues
+        self.options, self.job = options, options.job
         self.events: list[Event] = []
         self.evidence = Evidence()
         self.iteration = 0

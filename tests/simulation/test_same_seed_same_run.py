@@ -89,6 +89,21 @@ KINDS = (
     "cut",
     "noise",
 )
+FAR_FAULTS = """
+[[fault]]
+at_iteration = 3
+kind = "restart"
+node = "holders:1"
+after_s = 3
+[[fault]]
+at_s = 2
+kind = "noise"
+node = "random"
+loss = 0.2
+duplication = 0.2
+reordering = 0.2
+for_s = 20
+"""
 CHURN = ("--churn", "60", "--speed-up", "40")
 
 
@@ -126,6 +141,22 @@ def test_two_processes_write_the_same_bytes_and_another_seed_writes_others(job_d
     assert len(found["killed"]) > 1  # type: ignore[arg-type]
     done = {json.loads(line).get("what") for line in first.splitlines() if b'"event":"fault"' in line}
     assert set(KINDS) <= done, set(KINDS) - done
+
+
+def test_two_processes_write_the_same_bytes_of_cells_that_meet_across_the_world(tmp_path: Path) -> None:
+    job = small_job(nodes=4, cells=2, stages=2, iterations=6, every=2)
+    (tmp_path / "job.toml").write_text(dump_job(job))
+    (tmp_path / "faults.toml").write_text(FAR_FAULTS)
+    around = ("--regions", "geo-distributed")
+    first, found = simulate(tmp_path, *around, seed=7, hash_seed=1)
+    second, _ = simulate(tmp_path, *around, seed=7, hash_seed=77)
+    assert first == second
+    assert found["finished"]
+    events = [json.loads(line) for line in first.splitlines()]
+    rounds = [event["members"] for event in events if event["event"] == "round"]
+    assert any(len(members) > 1 for met in rounds for members in met.values()), "no two cells met"
+    killed = {event["node"] for event in events if event.get("what") == "restart"}
+    assert killed, "nobody was lost"
 
 
 def test_two_processes_without_tensors_write_the_same_bytes_and_no_loss(job_directory: Path) -> None:

@@ -14,7 +14,6 @@ from swarm.lab.wiretap import Wiretap
 from swarm.lab.world import World
 from swarm.messages import CellRecord, Plan, PlannedMicrobatch, StageSum
 from transport.machine import NodeId
-from transport.sim_network import QueueLimits
 
 A, B, C, D = (NodeId(letter * 64) for letter in "abcd")
 NOW = 500.0
@@ -72,6 +71,8 @@ class Trained:
     ends_copy: object = None
     record: CellRecord = ROUND
     held: int = 0
+    stage_sizes: tuple[int, ...] = (100, 100, 100)
+    config: Any = field(default_factory=lambda: SimpleNamespace(width=2))
 
     @property
     def computing(self) -> Any:
@@ -79,7 +80,7 @@ class Trained:
 
     @property
     def flow(self) -> Any:
-        return SimpleNamespace(hops=SimpleNamespace(held=self.held, held_max=4, early=(), roster=ROSTER))
+        return SimpleNamespace(hops=SimpleNamespace(held=self.held, early=(), roster=ROSTER))
 
     averaging = SimpleNamespace(early=0)
 
@@ -105,11 +106,10 @@ class Made:
     """A world of three nodes, each with a stage, and a coordinator with an archive; all is well in it."""
 
     def __init__(self) -> None:
-        self.job, self.queues = JOB, QueueLimits()
+        self.job = JOB
         self.evidence, self.wiretap = Evidence(), Wiretap(JOB)
         self.imbalances: list[str] = []
-        traffic = SimpleNamespace(imbalances=lambda: iter(self.imbalances))
-        self.network = SimpleNamespace(traffic=traffic)
+        self.network = SimpleNamespace(imbalances=lambda: iter(self.imbalances))
         self.quiet = 2 * SETTLE_S
         self.a, self.b, self.c = (
             Process(node, Trained(stages={stage: None})) for stage, node in enumerate((A, B, C))

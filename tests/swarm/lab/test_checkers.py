@@ -1,6 +1,5 @@
 """Every checker of the simulated world is silent on a sound world, and finds the one thing that is wrong."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ from swarm.lab.world import World
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
 from swarm.messages import CellRecord, Report, StageSum
 from transport.machine import NodeId
-from transport.sim_network import QueueLimits
 
 
 @pytest.fixture(autouse=True)
@@ -250,16 +248,25 @@ case(checkers.news_is_never_forgotten, "older news", lambda w: forgotten(w, 0), 
 # -- what is kept -----------------------------------------------------------------------------------
 
 
-def queue(world: Made, messages: int) -> None:
-    limits = world.queues = replace(QueueLimits(), messages=10)
-    assert limits.messages == 10
-    stream = SimpleNamespace(
-        kept_messages=messages, kept_bytes=9, lane="bulk", receiver=SimpleNamespace(me=B)
-    )
+def queue(world: Made, lane: str, kept_bytes: int) -> None:
+    stream = SimpleNamespace(kept_bytes=kept_bytes, lane=lane, receiver=SimpleNamespace(me=B))
     world.a.links = (SimpleNamespace(streams={1: stream}),)
 
 
-case(checkers.queues_are_bounded, "too long a queue", lambda w: queue(w, 11), lambda w: queue(w, 10))
+STATES_BYTES = 6 * 4 * 300
+QUEUES = checkers.queues_are_bounded
+case(
+    QUEUES,
+    "more bulk than the job has",
+    lambda w: queue(w, "bulk", 3 * STATES_BYTES),
+    lambda w: queue(w, "bulk", 2 * STATES_BYTES),
+)
+case(
+    QUEUES,
+    "more control than anybody says",
+    lambda w: queue(w, "control", 1 << 20),
+    lambda w: queue(w, "control", 1 << 19),
+)
 
 
 def hold(world: Made, held: int) -> None:
@@ -267,7 +274,7 @@ def hold(world: Made, held: int) -> None:
     world.b.trainer.held = held
 
 
-case(checkers.memory_is_bounded, "too many microbatches", lambda w: hold(w, 7), lambda w: hold(w, 4))
+case(checkers.memory_is_bounded, "too many microbatches", lambda w: hold(w, 19), lambda w: hold(w, 18))
 case(
     checkers.no_byte_is_lost_unseen,
     "a lost byte",
