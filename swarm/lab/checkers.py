@@ -62,7 +62,8 @@ def nothing_committed_is_undone(world: World) -> Iterator[str]:
 
 def stages_come_back_from_the_best_source(world: World) -> Iterator[str]:
     """No lost stage is rebuilt from less than what was in reach of its cell all the time."""
-    _looked(world, stages_come_back_from_the_best_source, len(world.evidence.sources.placed))
+    rebuilt = sum(placed.how != "holder" for placed in world.evidence.sources.placed)
+    _looked(world, stages_come_back_from_the_best_source, rebuilt)
     rosters = {cell: record.roster for cell, record in world.evidence.histories.newest.items()}
     look = world.evidence.sources.look
     yield from look(world.nodes, world.coordinator, rosters, world.job, virtual_now())

@@ -1,4 +1,4 @@
-"""Do the checkers see anything? Five invariants are broken in the product, and each is found out.
+"""Do the checkers see anything? Invariants are broken in the product, one at a time, and each is found out.
 
 A mutation is made by replacing one function; worlds are drawn from seeds as in a soak, with the
 faults on that bring the broken thing to light, until one of them breaks.
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from recovery.policy import Decision, LossFacts, decide
 from swarm.daemon import trust
 from swarm.gossip.register import Register
 from swarm.gossip.view import MemberRecord
@@ -18,6 +19,7 @@ from swarm.pipeline.applying import Applying
 from swarm.pipeline.feeding import Feeding
 from swarm.pipeline.outer_round import Came, Meeting, OuterRound
 from swarm.pipeline.work import Work
+from swarm.planning import orders
 from transport.machine import NodeId
 from transport.wire import Signed
 
@@ -98,6 +100,34 @@ def test_a_microbatch_that_is_counted_twice_is_found_out(monkeypatch: pytest.Mon
     monkeypatch.setattr(Feeding, "computed", twice)
     seed, sentence = caught("pause", "slow_link")
     assert "tokens of" in sentence, seed
+
+
+def test_a_microbatch_that_a_leader_does_not_count_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader reports to itself alone: that it is done, and nothing of its tokens."""
+    computed = Feeding.computed
+
+    def without(self: Feeding, work: Work, output: Any, now: float) -> Any:
+        before = self._tokens
+        effects = computed(self, work, output, now)
+        if work.kind == "head" and work.key.microbatch == 0 and self.me == self._leader:
+            self._tokens = before
+        return effects
+
+    monkeypatch.setattr(Feeding, "computed", without)
+    seed, sentence = caught("pause", "slow_link")
+    assert "tokens planned" in sentence, seed
+
+
+def test_a_recovery_from_less_than_there_was_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left of a stage, it goes on from the seed."""
+
+    def from_seed(facts: LossFacts) -> Decision:
+        decided = decide(facts)
+        return replace(decided, how="seed", donors=(), neighbours=()) if decided.how != "none" else decided
+
+    monkeypatch.setattr(orders, "decide", from_seed)
+    seed, sentence = caught("restart", "crash", "stage_lost")
+    assert "by seed, while" in sentence, seed
 
 
 def test_a_stale_holder_that_serves_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
