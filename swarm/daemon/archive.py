@@ -44,6 +44,8 @@ InBackground = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs something long while the loop goes on: `asyncio.to_thread`, or `inline` in virtual time."""
 
 
+NO_CELL = ""
+"""In a cell's place when nobody trains: what the nodes have on their disks is worth keeping, too."""
 RETRY_S = 5.0
 RETRY_MAX_S = 300.0
 """Before a checkpoint that could not be had is asked for again: twice as long after each failure."""
@@ -162,12 +164,17 @@ class ArchiveHalf:
         """Is there a newer checkpoint to be had, whole?"""
         if self._goal is not None:
             return
-        for cell in self._large_cells():
+        for cell in self._large_cells() or [NO_CELL]:
             for iteration in self._checkpointed(cell):
                 failures = self._failures.get((cell, iteration), _Failures())
                 if iteration > self.iteration and self._now() >= failures.again_at:
                     self._begin(cell, iteration, failures)
                     return
+
+    @property
+    def collecting(self) -> bool:
+        """Whether a checkpoint is on its way here."""
+        return self._goal is not None
 
     def _large_cells(self) -> list[str]:
         """The largest cells first, none less than half as large as the largest.
@@ -185,20 +192,27 @@ class ArchiveHalf:
         there from being collected.
         """
         last, every = self._job.inner.iterations, self._job.recovery.checkpoint_every
-        members = [m.facts for m in self._view.cell(cell) if m.facts.stages and m.facts.iteration <= last]
+        members = [m.facts for m in self._members(cell) if m.facts.iteration <= last]
         reached = sorted((facts.iteration for facts in members), reverse=True)
         held = {stage for facts in members for stage in facts.stages}
-        if not held.issuperset(range(len(self._sizes))):
+        if not members or (cell != NO_CELL and not held.issuperset(range(len(self._sizes)))):
             return ()
         most = reached[len(reached) // 2]
         newest = most if most == last else most // every * every
         return tuple(iteration for iteration in (newest, (newest - 1) // every * every) if iteration > 0)
 
+    def _members(self, cell: str) -> Sequence[Member]:
+        """Who has checkpoints of a cell; when there is none, whoever stands by with what is on its disk."""
+        if cell == NO_CELL:
+            return self._view.standby()
+        return [m for m in self._view.cell(cell) if m.facts.stages]
+
     def _begin(self, cell: str, iteration: int, failures: _Failures) -> None:
         """failures: how often that failed. Each time another holder is asked first: one may lie."""
         self._goal, self._got = (cell, iteration), {}
         for stage, size in enumerate(self._sizes):
-            donors = [m.node for m in self._view.holders(cell, stage)]
+            held = [m for m in self._members(cell) if cell == NO_CELL or stage in m.facts.stages]
+            donors = [m.node for m in held]
             first = failures.tries % max(1, len(donors))
             expected = describe(state_like(size))
             name = checkpoint_name(stage, failures.rounds)
@@ -246,9 +260,10 @@ class ArchiveHalf:
     def _on_fetched(self, effect: Fetched) -> None:
         if self._goal is None or effect.slot != self._goal[1]:
             return
-        cell = str(effect.facts.get("cell", ""))
-        if cell != self._goal[0]:  # a holder may have come from there, and its disk with it
-            self._give_up(f"{effect.name} is of cell {cell[:64]}, not of {self._goal[0]}")
+        cell = _cell(effect)
+        wanted = self._goal[0] or next(map(_cell, self._got.values()), cell)
+        if cell != wanted:  # a holder may have come from there, and its disk with it
+            self._give_up(f"{effect.name} is of cell {cell[:64]}, not of {wanted[:64]}")
             return
         self._got[stage_of(effect.name)] = effect
         rounds = {_round(fetched) for fetched in self._got.values()}
@@ -264,7 +279,7 @@ class ArchiveHalf:
             await self._whole.wait()
             self._whole.clear()
             if self._goal is not None:
-                await self._write(*self._goal)
+                await self._write(_cell(self._got[0]), self._goal[1])
 
     async def _write(self, cell: str, iteration: int) -> None:
         """One stage after another, off the loop: gossip and lobby live on it, and a model is large."""
@@ -319,6 +334,11 @@ def _round(fetched: Fetched) -> int:
     """How many rounds a state has seen, by its donor's word; a donor may say what it likes."""
     said = fetched.facts.get("round", 0)
     return said if isinstance(said, int) and 0 <= said <= fetched.slot else 0
+
+
+def _cell(fetched: Fetched) -> str:
+    """Of which cell a state is, by its donor's word."""
+    return str(fetched.facts.get("cell", ""))
 
 
 def _facts(iteration: int) -> Facts:

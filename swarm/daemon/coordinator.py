@@ -177,6 +177,7 @@ class Coordinator:
                     sizes=sizes,
                     wall=wall_time,
                     in_background=asyncio.to_thread,
+                    collecting=lambda: archive.collecting,
                 )
                 others.append(tasks.create_task(founding.found_once(self.resumed)))
                 others.append(tasks.create_task(founding.found_again()))

@@ -85,7 +85,8 @@ class JobFounding:
     """What a coordinator founds its job with.
 
     directory: of the job. corpus: digest of its tokens. sizes: parameters of each stage; nodes
-    that cannot hold their share do not count. in_background: where checkpoints are read.
+    that cannot hold their share do not count. in_background: where checkpoints are read. collecting:
+    whether one is on its way into the archive.
     """
 
     half: GossipHalf
@@ -96,6 +97,7 @@ class JobFounding:
     sizes: Sequence[int]
     wall: Callable[[], float]
     in_background: InBackground
+    collecting: Callable[[], bool]
 
     async def found_once(self, resumed: Resumable | None) -> None:
         """Found the job once enough nodes are here, unless it lives already or was founded.
@@ -128,7 +130,8 @@ class JobFounding:
         while True:
             await asyncio.sleep(LOOK_S)
             over = patience.over(look_for_outage(self.half.view), clock())
-            if not over or clock() < sure_at or read_founded(self.directory) is None:
+            busy = clock() < sure_at or self.collecting()
+            if not over or busy or read_founded(self.directory) is None:
                 continue
             patience.founded()
             archive = self.directory / "checkpoints"

@@ -67,7 +67,7 @@ class TrainingHalf:
         self._needs: list[NeedSnapshot] = []
         self._wake_compute, self._wake_timer = asyncio.Event(), asyncio.Event()
         self._heartbeat = Heartbeat(bridge)
-        self.facts = Facts(platform=setup.platform, memory_bytes=setup.memory_bytes)
+        self.facts = setup.standby_facts()
 
     # -- the tasks --------------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ class TrainingHalf:
         """Belong to no cell: standby again, unless on the way out."""
         self.trainer = None
         if not self.leaving.begun:
-            self.say(Facts(platform=self.setup.platform, memory_bytes=self.setup.memory_bytes))
+            self.say(self.setup.standby_facts())
 
     def _applied(self, effect: Applied) -> None:
         record, trainer = effect.record, self.trainer

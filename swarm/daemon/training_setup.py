@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recovery.checkpoint import newest_common
 from recovery.transfer import TRANSFER_KINDS, Transfer
 from swarm.daemon.process import peak_memory_bytes
 from swarm.daemon.restore import Restoring
 from swarm.events import Emit
 from swarm.gossip.records import Untrusted
-from swarm.gossip.view import MemberRecord, View
+from swarm.gossip.view import Facts, MemberRecord, View
 from swarm.job import Job
 from swarm.meetings import MEETING_KINDS
 from swarm.messages import WORK_KINDS, Restore
@@ -55,6 +56,13 @@ class TrainingSetup:
     emit: Emit
     resident_bytes: Callable[[], int] = peak_memory_bytes
     matter: Matter = DENSE
+
+    def standby_facts(self) -> Facts:
+        """What this node says of itself while it is in no cell: how far what is on its disk had come."""
+        root, stages = self.data_dir / "checkpoints", range(self.job.pipeline.stages)
+        kept = [at for stage in stages if (at := newest_common(root, [stage], self.job.digest)) is not None]
+        iteration = max((at[0] for at in kept), default=0)
+        return Facts(platform=self.platform, memory_bytes=self.memory_bytes, iteration=iteration)
 
     def stage_sizes(self) -> tuple[int, ...]:
         """Parameters of each stage."""

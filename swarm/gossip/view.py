@@ -31,7 +31,8 @@ PeerAddress = Annotated[str, Field(max_length=ADDRESS_CHARS_MAX), AfterValidator
 class Facts(BaseModel):
     """What a node says of itself, changing as it works.
 
-    cell: empty while standby. stages: those it holds at `iteration`, the last committed one.
+    cell: empty while standby. stages: those it holds at `iteration`, the last committed one; of who is
+        in no cell that of the newest checkpoint on its disk.
     hashes: stage (as text) -> hash of its weights at `iteration`, proof of bit-identity.
     round: outer rounds applied. speed_flops: measured, 0 before the first measurement.
     loss: mean training loss of that iteration, nats a token.

@@ -48,8 +48,6 @@ from transport.virtual_time import OWNER, VirtualTimeLoop
 from transport.wire import Body, Schema, Signed
 
 PLATFORM = "simulated"
-
-
 CERTIFIED_AT_S = 1_500_000_000
 """Wall time at which the job's certificates were issued, seconds since the epoch."""
 BEGAN_AT_S = CERTIFIED_AT_S + 86_400
@@ -330,6 +328,7 @@ class SimCoordinator(SimProcess):
             sizes=sizes,
             wall=self.wall,
             in_background=inline,
+            collecting=lambda: archive.collecting,
         )
         keeping = remember_members(half, self.directory)
         return [archive.run(), keeping, founding.found_once(None), founding.found_again()]

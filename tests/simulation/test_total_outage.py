@@ -42,6 +42,28 @@ def test_a_job_goes_on_after_a_power_cut_that_its_coordinator_shares() -> None:
     assert first.fields["iteration"] > 1
 
 
+def test_what_is_on_the_disks_of_the_nodes_alone_is_gathered_before_a_job_begins_again() -> None:
+    """Their coordinator was away while they wrote it down: the job would begin at its seed."""
+    away = f"""
+    [[fault]]
+    kind = "restart"
+    node = "coordinator"
+    at_s = 3
+    after_s = {AT_S + BACK_S}
+    """
+    job = small_job(nodes=3, cells=1, iterations=14, checkpoint_every=2)
+    played = play(job, script(away + restarts("node:0", "node:1", "node:2")))
+    played.assert_well()
+    archived = [e for e in played.of("checkpoint") if e.node == played.world.coordinator.node]
+    before = [event for event in played.commits() if event.time < AT_S]
+    assert len(before) > 2
+    assert archived[0].time > AT_S + BACK_S
+    assert archived[0].fields["iteration"] > len(before) - 2
+    (first, *_) = played.commits(after_s=AT_S)
+    assert first.fields["iteration"] == archived[0].fields["iteration"] + 1
+    assert len(went_on(played)) == 1
+
+
 def test_a_job_that_had_no_checkpoint_begins_at_its_seed() -> None:
     job = small_job(nodes=2, cells=1, stages=2, iterations=14)
     played = play(job, script(restarts("node:0", "node:1")))

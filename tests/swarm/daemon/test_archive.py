@@ -234,6 +234,23 @@ def test_one_that_says_it_has_the_last_iteration_keeps_no_lower_one_out(tmp_path
     run_virtual(scenario())
 
 
+def test_one_standby_that_says_it_has_the_last_iteration_does_not_hide_what_the_others_have(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        archive = archive_of(tmp_path, lambda _: None)
+        for name, iteration in enumerate((4, 4, 8)):
+            says(archive, name, Facts(iteration=iteration))
+        archive._look()
+        assert archive._goal == ("", 4)
+        says(archive, 7, Facts(cell="c0", stages=(0, 1), iteration=3, state="training"))
+        archive._give_up("nobody has it")
+        archive._look()
+        assert archive._goal == ("c0", 2), "where somebody trains, what lies on disks is older"
+
+    run_virtual(scenario())
+
+
 def test_the_loop_goes_on_while_a_checkpoint_is_read_for_others(tmp_path: Path) -> None:
     root = stage_directory(tmp_path / "checkpoints", 0)
     meta = {

@@ -57,6 +57,7 @@ def start(
         sizes=(1,) * JOB.pipeline.stages,
         wall=lambda: wall,
         in_background=inline,
+        collecting=lambda: False,
     )
     run_virtual(founding.found_once(None if resumed is None else Resumable(resumed, "c0", rounds)))
     return half.published
