@@ -21,6 +21,7 @@ from swarm.lab.checkers import SETTLE_S
 from swarm.lab.faults import Fault
 from swarm.lab.liar import lie
 from swarm.lab.playing import run_world
+from swarm.lab.variety import varied_fault, varied_job, varied_world
 from swarm.lab.world import Outcome, WorldOptions
 from swarm.pipeline.data import Corpus
 from swarm.pipeline.model import ModelConfig
@@ -51,17 +52,19 @@ class Scenario:
 
 def draw(seed: int, allowed: Sequence[str] = ()) -> Scenario:
     """The scenario of a seed. allowed: classes that may be on; none given means all."""
-    rng = Random(f"soak {seed}")
+    rng, variety = Random(f"soak {seed}"), Random(f"variety {seed}")
     nodes = rng.choice((1, 2, 3, 3, 4, 4, 5, 6, 8))
-    job = _job(rng, nodes)
+    job = varied_job(_job(rng, nodes), variety)
     classes = tuple(name for name in CLASSES if rng.random() < 0.3 and name in (allowed or CLASSES))
     # Each class has its own chance, so that leaving one out changes nothing about the others.
-    chances = {name: Random(rng.getrandbits(64)) for name in CLASSES}
+    chances, varied = ({name: Random(each.getrandbits(64)) for name in CLASSES} for each in (rng, variety))
     faults: list[Fault] = []
     for name in classes:
         for fields in CLASSES[name](chances[name], job):
             said = {"at_s": round(chances[name].uniform(FIRST_S, LAST_S), 2)} | fields
-            faults.append(FAULT.validate_python({k: v for k, v in said.items() if v is not None}))
+            fault = FAULT.validate_python({k: v for k, v in said.items() if v is not None})
+            faults.append(varied_fault(fault, varied[name]))
+    liar = variety.random() < 0.1 and (not allowed or "liar" in allowed)
     options = WorldOptions(
         job=job,
         faults=tuple(faults),
@@ -74,7 +77,8 @@ def draw(seed: int, allowed: Sequence[str] = ()) -> Scenario:
         model=TINY,
         settle_s=SETTLE_S + LOOKS_S,
     )
-    return Scenario(classes=classes, options=options)
+    classes += ("liar",) if liar else ()
+    return Scenario(classes=classes, options=varied_world(options, variety), liar=liar)
 
 
 def _job(rng: Random, nodes: int) -> Job:
@@ -102,8 +106,7 @@ def _job(rng: Random, nodes: int) -> Job:
 
 
 def _end_s(fault: Fault) -> float:
-    begins = fault.at_s if fault.at_s is not None else fault.until_s
-    assert begins is not None
+    begins = fault.at_s if fault.at_s is not None else fault.until_s or LAST_S
     return begins + (fault.lasts_s or 0.0)
 
 

@@ -31,8 +31,14 @@ def test_no_drawn_world_breaks_a_promise(seed: int, tmp_path: Path) -> None:
 def test_a_seed_draws_the_same_world_each_time_and_seeds_draw_every_class() -> None:
     assert draw(7).options == draw(7).options
     drawn = [draw(seed) for seed in range(100)]
-    assert {name for scenario in drawn for name in scenario.classes} == set(CLASSES)
+    assert {name for scenario in drawn for name in scenario.classes} == {*CLASSES, "liar"}
     assert {scenario.options.job.pipeline.cells for scenario in drawn} == {1, 2, 3}
+    assert {scenario.options.tensors for scenario in drawn} == {"real", "none"}
+    assert {scenario.options.job.pipeline.hop_codec for scenario in drawn} == {"raw", "bf16", "int8"}
+    assert {len(scenario.options.regions) for scenario in drawn} == {0, 5, 12}
+    assert any(fault.at_iteration for scenario in drawn for fault in scenario.options.faults)
+    assert any(getattr(fault, "silent", False) for scenario in drawn for fault in scenario.options.faults)
+    assert any(scenario.options.uplink_bytes_per_s for scenario in drawn)
 
 
 def test_leaving_a_class_out_changes_nothing_about_the_others() -> None:
