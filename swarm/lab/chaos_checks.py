@@ -292,6 +292,11 @@ def training_went_on(run: Evidence) -> Verdict:
     return Verdict(broken, len(commits), "commits")
 
 
+NOT_JUDGED = (
+    "who was told of a round and at which iteration: no log holds what was said between two processes",
+    "queues and memory, bytes on the links, and who of those in a view was admitted",
+)
+"""Promises that the simulated world is held to and that event logs say nothing of."""
 CHECKS: tuple[Check, ...] = (
     one_commit_per_slot,
     nothing_committed_is_undone,

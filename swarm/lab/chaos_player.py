@@ -108,6 +108,7 @@ class Player:
         self.killed: set[int] = set()
         self.begun: dict[str, int] = {}
         self.missed: list[str] = []
+        self._in_force: list[tuple[Firing, str]] = []
 
     @property
     def next_s(self) -> float | None:
@@ -156,12 +157,17 @@ class Player:
                     await self._network().cut(_cut_name(firing), [names, rest])
                 for child in hit:
                     self.paused.discard(child.name)
+                    self._in_force = [
+                        one
+                        for one in self._in_force
+                        if one[1] != child.name or one[0].fault.kind == "slow_link"
+                    ]
                     self.killed.add(child.pid)
                     self._swarm.kill(child.name)
                     if isinstance(firing.fault, Restart) and firing.fault.moved:
                         forget_ports(child.directory)
             case Pause(node=who):
-                for child in self._remember(firing, who):
+                for child in self._impose(firing, who):
                     self.paused.add(child.name)
                     self._swarm.pause(child.name)
             case SlowCompute(node=who, factor=factor):
@@ -170,11 +176,11 @@ class Player:
                     for child in self._remember(firing, who)
                 ]
             case DiskFull(node=who):
-                for child in self._remember(firing, who):
+                for child in self._impose(firing, who):
                     self._swarm.note_fault(child, "disk_full")
                     limit_files(child, full=True)
             case SlowLink(node=who, factor=factor):
-                for child in self._remember(firing, who):
+                for child in self._impose(firing, who):
                     self._swarm.note_fault(child, "slow_link")
                     await self._network().slow(child.name, factor)
             case Cut(between=sides, one_way=one_way):
@@ -192,18 +198,23 @@ class Player:
                     await self._start_again(child.name)
             case Pause():
                 for child in hit:
-                    self._proceed(child)
+                    if self._lift(firing, child) is None:
+                        self._proceed(child)
             case SlowCompute():
                 for task in self._slowing.pop(firing.index, []):
                     task.cancel()
             case DiskFull():
                 for child in hit:
-                    limit_files(child, full=False)
-                    self._swarm.note_fault(child, "disk_free")
+                    if self._lift(firing, child) is None:
+                        limit_files(child, full=False)
+                        self._swarm.note_fault(child, "disk_free")
             case SlowLink():
                 for child in hit:
-                    await self._network().slow(child.name, 1.0)
-                    self._swarm.note_fault(child, "link_restored")
+                    newest = self._lift(firing, child)
+                    factor = newest.factor if isinstance(newest, SlowLink) else 1.0
+                    await self._network().slow(child.name, factor)
+                    if factor == 1.0:
+                        self._swarm.note_fault(child, "link_restored")
             case Cut() | Partition():
                 await self._network().heal(_cut_name(firing))
                 self._swarm.note("healed", cut=_cut_name(firing))
@@ -214,6 +225,20 @@ class Player:
         self._hit[firing.index] = hit
         self._count(firing, hit)
         return hit
+
+    def _impose(self, firing: Firing, selector: str) -> list[Child]:
+        """Whom a fault hits that lasts: of several of one kind on a process the newest holds."""
+        hit = self._remember(firing, selector)
+        self._in_force += [(firing, child.name) for child in hit]
+        return hit
+
+    def _lift(self, firing: Firing, child: Child) -> Fault | None:
+        """End one fault of a process; what of its kind goes on."""
+        self._in_force = [
+            (each, name) for each, name in self._in_force if (each.index, name) != (firing.index, child.name)
+        ]
+        rest = [each.fault for each, name in self._in_force if name == child.name]
+        return next((fault for fault in reversed(rest) if fault.kind == firing.fault.kind), None)
 
     def _who(self, selector: str, rng: Random | None = None) -> tuple[str, ...]:
         alive = self._swarm.alive

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from swarm.lab.chaos_checks import Evidence, false_deaths, judge
+from swarm.lab.chaos_checks import NOT_JUDGED, Evidence, false_deaths, judge
 from swarm.lab.chaos_player import Player
 from swarm.lab.tally import Commit, Tally
 
@@ -43,6 +43,7 @@ def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
         "false_deaths": len(falsely),
         "falsely": falsely,
         "checks": {name: verdict.as_map() for name, verdict in verdicts.items()},
+        "not_judged": list(NOT_JUDGED),
         "broken": [sentence for verdict in verdicts.values() for sentence in verdict.broken],
     }
 
@@ -74,6 +75,7 @@ def render(found: dict[str, Any]) -> str:
         f"false deaths: {found['false_deaths']}",
         *(f"DID NOT HAPPEN: {sentence}" for sentence in found["missed"]),
         *(f"  {_verdict(verdict)}  {name.replace('_', ' ')}" for name, verdict in found["checks"].items()),
+        *(f"  not judged  {sentence}" for sentence in found["not_judged"]),
         *(f"BROKEN: {sentence}" for sentence in found["broken"]),
         f"the story is in {found['out']}/run.jsonl, the nodes' logs are beside it",
     ]

@@ -21,7 +21,7 @@ from swarm.lab.playing import run_world
 from swarm.lab.plot import check_plot, plot_run
 from swarm.lab.recipes import ModelName, large_job, simulated_job
 from swarm.lab.regions import load_regions
-from swarm.lab.trace import Replay, load_trace, replay
+from swarm.lab.trace import Replay, in_company, load_trace, replay
 from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions
 from swarm.pipeline.data import BYTE_VOCAB
 from swarm.pipeline.model import preset
@@ -75,6 +75,8 @@ def run_simulate(options: SimulateOptions) -> dict[str, Any]:
     outcome = run_world(world)
     real_s, cpu_s = time.monotonic() - began, time.process_time() - computed
     found = summary(outcome, real_s) | {"cpu_s": round(cpu_s, 3)} | _replay(options, outcome)
+    if options.churn or options.trace is not None:
+        found |= _drawn(options, world, outcome)
     if options.trace is not None:
         found["trace_left_out"] = left_out
     found["events"] = str(write_run(outcome.events, options.out))
@@ -87,13 +89,22 @@ def run_simulate(options: SimulateOptions) -> dict[str, Any]:
 def _replay(options: SimulateOptions, outcome: Outcome) -> dict[str, Any]:
     """What plays this run again; if something broke, what came last, and when to stop before it."""
     found: dict[str, Any] = {"seed": options.seed, "tensors": options.tensors}
-    if options.churn or options.trace is not None:
-        found["speed_up"] = options.speed_up
-        found["drawn"] = dict(zip(("began", "drawn"), outcome.drawn, strict=True))
     if outcome.broken:
         found["whole_until_s"] = whole_until_s(outcome.seconds)
         found["last"] = [e.line() for e in outcome.events if e.kind != "progress"][-LAST_EVENTS:]
     return found
+
+
+def _drawn(options: SimulateOptions, world: WorldOptions, outcome: Outcome) -> dict[str, Any]:
+    """What churn or a trace came to. in_company: share of its losses with another in the same minute, at the
+    speed of what was drawn or recorded."""
+    began, drawn = outcome.drawn
+    moments_s = [fault.at_s * options.speed_up for fault in world.drawn if fault.at_s is not None]
+    company = round(in_company(moments_s), 3)
+    return {
+        "speed_up": options.speed_up,
+        "drawn": {"began": began, "drawn": drawn, "in_company": company},
+    }
 
 
 def whole_until_s(ended_s: float) -> float:
@@ -239,12 +250,15 @@ def _losses(found: dict[str, Any]) -> str:
     return f"loss {found['loss_first']} -> {found['loss_last']}, on held-out text {found['loss_validation']}"
 
 
-def _drawn(found: dict[str, Any]) -> list[str]:
+def _churned(found: dict[str, Any]) -> list[str]:
     """What became of churn or a trace, if there was any."""
     if "drawn" not in found:
         return []
     began, drawn = found["drawn"]["began"], found["drawn"]["drawn"]
-    lines = [f"churn {found['speed_up']:g} times as fast: {began} of {drawn} faults before the end"]
+    company = f"{100 * found['drawn']['in_company']:.0f} % of them with another in the same minute"
+    lines = [
+        f"churn {found['speed_up']:g} times as fast: {began} of {drawn} faults before the end, {company}"
+    ]
     if "trace_left_out" in found:
         lines.append(f"left out of the trace, for want of nodes: {found['trace_left_out']} arrivals")
     if drawn and not began:
@@ -262,7 +276,7 @@ def render(found: dict[str, Any]) -> str:
         _losses(found),
         f"killed: {', '.join(found['killed']) or 'nobody'}; recoveries: {recoveries}",
         f"events: {found['events']}",
-        *_drawn(found),
+        *_churned(found),
         *(f"DID NOT HAPPEN: {sentence}" for sentence in found["missed"]),
         *(f"BROKEN: {sentence}" for sentence in found["broken"]),
         *(f"    {line[:200]}" for line in found.get("last", ())),

@@ -215,7 +215,8 @@ class Shaper:
         return any(pair in pairs for pairs in self._cuts.values())
 
     def _slowness(self, pair: Pair) -> float:
-        return self._slowed.get(pair[0], 1.0) * self._slowed.get(pair[1], 1.0)
+        """As in the simulated world: the slower end is what both wait for."""
+        return max(self._slowed.get(end, 1.0) for end in pair)
 
 
 def address_of(node: int) -> str:

@@ -137,6 +137,9 @@ class FakeSwarm:
     def proceed(self, name: str) -> None:
         self.done.append(("proceed", name))
 
+    def note_fault(self, child: Child, what: str) -> None:
+        self.done.append((what, child.name))
+
     def note(self, what: str, **fields: object) -> None:
         self.done.append((what, str(fields.get("names", fields.get("cut")))))
 
@@ -145,7 +148,10 @@ class FakeSwarm:
 class FakeWan:
     done: list[tuple[object, ...]]
 
-    async def cut(self, name: str, sides: list[list[str]], *, one_way: bool) -> None:
+    async def slow(self, process: str, factor: float) -> None:
+        self.done.append(("wan slow", process, factor))
+
+    async def cut(self, name: str, sides: list[list[str]], *, one_way: bool = False) -> None:
         self.done.append(("wan cut", *map(tuple, sides)))
 
     async def heal(self, name: str) -> None:
@@ -216,6 +222,41 @@ async def test_a_paused_node_that_is_killed_is_not_told_to_go_on(tmp_path: Path)
     swarm, player = await play(script, [1.0, 2.0, 7.0], tmp_path)
     assert swarm.done == [("pause", "node-1"), ("pause", "node-2"), ("kill", "node-1"), ("proceed", "node-2")]
     assert player.paused == set()
+
+
+async def test_of_two_faults_of_a_kind_the_newer_holds_until_each_has_ended(tmp_path: Path) -> None:
+    script = """
+        fault = [
+            {at_s = 1, kind = "pause", node = "node:0", for_s = 5},
+            {at_s = 2, kind = "pause", node = "node:0", for_s = 9},
+            {at_s = 1, kind = "slow_link", node = "node:1", factor = 3, for_s = 5},
+            {at_s = 2, kind = "slow_link", node = "node:1", factor = 7, for_s = 9},
+        ]
+    """
+    swarm, player = await play(script, [1.0, 2.0, 7.0], tmp_path)
+    assert ("proceed", "node-1") not in swarm.done
+    assert [done for done in swarm.done if done[0] == "wan slow"] == [
+        ("wan slow", "node-2", factor) for factor in (3.0, 7.0, 7.0)
+    ]
+    assert player.paused == {"node-1"}
+    swarm, player = await play(script, [1.0, 2.0, 7.0, 12.0], tmp_path)
+    assert swarm.done[-3:] == [
+        ("proceed", "node-1"),
+        ("wan slow", "node-2", 1.0),
+        ("link_restored", "node-2"),
+    ]
+    assert player.paused == set()
+
+
+async def test_who_vanishes_unheard_is_cut_off_first_and_back_before_it_starts(tmp_path: Path) -> None:
+    script = 'fault = [{at_s = 1, kind = "restart", node = "node:0", after_s = 5, silent = true}]'
+    swarm, _ = await play(script, [1.0, 7.0], tmp_path)
+    assert swarm.done == [
+        ("wan cut", ("node-1",), ("coordinator", "node-2", "node-3")),
+        ("kill", "node-1"),
+        ("wan heal", "restart-0"),
+        ("start", "node-1"),
+    ]
 
 
 async def test_a_partition_is_cut_and_healed_and_nobody_is_on_two_sides(tmp_path: Path) -> None:
@@ -297,6 +338,7 @@ def test_the_summary_says_what_was_not_checked_and_what_broke() -> None:
             "c_d": {"held": False, "looked_at": "3 slots", "broken": ["this is wrong"]},
             "e_f": {"not_checked": "there was nothing to look at", "looked_at": "0 slots", "broken": []},
         },
+        "not_judged": ["queues and memory"],
         "broken": ["this is wrong"],
         "out": "chaos-out/1",
     }
@@ -305,4 +347,5 @@ def test_the_summary_says_what_was_not_checked_and_what_broke() -> None:
     assert "BROKEN (3 slots)  c d" in text
     assert "not checked (there was nothing to look at)  e f" in text
     assert "BROKEN: this is wrong" in text
+    assert "not judged  queues and memory" in text
     assert "DID NOT HAPPEN: crash of holder:1 met nobody alive" in text

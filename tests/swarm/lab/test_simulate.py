@@ -114,11 +114,11 @@ def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
     path = write_run(events, tmp_path)
     assert len(path.read_text().splitlines()) == 5
     again = {"seed": 3, "again": "farflung simulate --seed 3 --until 7", "last": ['{"event":"fault"}']}
-    again |= {"speed_up": 60.0, "drawn": {"began": 0, "drawn": 4}, "trace_left_out": 9}
+    again |= {"speed_up": 60.0, "drawn": {"began": 0, "drawn": 4, "in_company": 0.75}, "trace_left_out": 9}
     text = render(found | {"events": str(path), "tensors": "real"} | again)
     assert "BROKEN: two records" in text
     assert '{"event":"fault"}' in text
-    assert "churn 60 times as fast: 0 of 4 faults before the end" in text
+    assert "churn 60 times as fast: 0 of 4 faults before the end, 75 % of them" in text
     assert "DID NOT HAPPEN: all that was drawn" in text
     assert "for want of nodes: 9 arrivals" in text
     assert text.endswith("--seed 3 --until 7")

@@ -142,13 +142,17 @@ def test_what_two_cuts_hold_apart_stays_apart_until_both_heal() -> None:
 
 def test_a_slow_node_takes_longer_and_carries_less_and_recovers() -> None:
     wire = shaper(PathShape(delay_s=0.1, bytes_per_s=100_000.0, queue_s=60.0))
+    wire.slow(0, 2.0)
     wire.slow(1, 3.0)
     for _ in range(50):
         wire.handle(0, packet(1, 1000), 0.0)
     assert drain(wire)[-1][0] == pytest.approx((150_000 - BURST_BYTES) / 100_000 + 0.3)
     wire.slow(1, 1.0)
     wire.handle(0, packet(1), 9.0)
-    assert drain(wire)[-1][0] == pytest.approx(9.1)
+    assert drain(wire)[-1][0] == pytest.approx(9.2)
+    wire.slow(0, 1.0)
+    wire.handle(0, packet(1), 18.0)
+    assert drain(wire)[-1][0] == pytest.approx(18.1)
 
 
 @pytest.mark.parametrize(
