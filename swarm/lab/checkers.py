@@ -69,6 +69,13 @@ def stages_come_back_from_the_best_source(world: World) -> Iterator[str]:
     yield from look(world.nodes, world.coordinator, rosters, world.job, virtual_now())
 
 
+def a_job_at_work_is_not_begun_again(world: World) -> Iterator[str]:
+    """No coordinator goes back to its checkpoints while it sees a cell that goes on."""
+    beginnings = world.evidence.beginnings
+    _looked(world, a_job_at_work_is_not_begun_again, len(beginnings.again(world.coordinator)))
+    yield from beginnings.look(world.nodes, world.coordinator, world.job, virtual_now())
+
+
 def nobody_dies_of_an_error(world: World) -> Iterator[str]:
     """No process ends but by a fault or by its own decision to leave."""
     _looked(world, nobody_dies_of_an_error, len(world.live()))
@@ -250,6 +257,7 @@ CHECKERS: tuple[Checker, ...] = (
     holders_are_identical,
     nothing_committed_is_undone,
     stages_come_back_from_the_best_source,
+    a_job_at_work_is_not_begun_again,
     nobody_dies_of_an_error,
     tokens_are_counted_once,
     every_microbatch_is_accounted_for,

@@ -66,6 +66,7 @@ def row(node: NodeId, status: Status = "alive", *, seq: int = 0, **facts: Any) -
 class Trained:
     """What the checkers look at in a member of a cell."""
 
+    me: NodeId
     cell: str = "c0"
     stages: dict[int, None] = field(default_factory=dict)
     ends_copy: object = None
@@ -112,7 +113,7 @@ class Made:
         self.network = SimpleNamespace(imbalances=lambda: iter(self.imbalances))
         self.quiet = 2 * SETTLE_S
         self.a, self.b, self.c = (
-            Process(node, Trained(stages={stage: None})) for stage, node in enumerate((A, B, C))
+            Process(node, Trained(node, stages={stage: None})) for stage, node in enumerate((A, B, C))
         )
         self.coordinator = Process(D)
         for process in self.processes:

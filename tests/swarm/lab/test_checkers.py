@@ -87,6 +87,25 @@ case(
 )
 
 
+def begin_again(world: Made, *, whole: bool) -> None:
+    """The coordinator begins the job again, having seen all of its cell at work for long, or all but one."""
+    if not whole:
+        world.sees(world.coordinator, world.told(C, "suspect"))
+        world.quiet = 0.0
+    for now in (NOW - 30, NOW - 1):
+        nodes, coordinator = cast(Any, world.nodes), cast(Any, world.coordinator)
+        assert world.evidence.beginnings.look(nodes, coordinator, world.job, now) == []
+    world.note("cell", world.coordinator.node, old="c0", new="c0.1", reason="nobody trains this job")
+
+
+case(
+    checkers.a_job_at_work_is_not_begun_again,
+    "a job begun again while it is at work",
+    lambda w: begin_again(w, whole=True),
+    lambda w: begin_again(w, whole=False),
+)
+
+
 # -- what is counted ------------------------------------------------------------------------------
 
 
@@ -217,6 +236,22 @@ case(
     "the living buried",
     lambda w: buried(w, paused=False),
     lambda w: buried(w, paused=True),
+)
+
+
+def killed(world: Made, what: str) -> None:
+    """A node was killed while a fault without an end hindered it, and lives again for long."""
+    world.note("fault", B, what=what)
+    world.note("started", B, role="worker", incarnation=2)
+    world.evidence.calm_since[B] = 0.0
+    buried(world, paused=False)
+
+
+case(
+    checkers.nobody_stays_buried,
+    "one buried that stood still in another life",
+    lambda w: killed(w, "pause"),
+    lambda w: killed(w, "cut"),
 )
 
 
