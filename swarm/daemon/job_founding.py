@@ -110,9 +110,9 @@ class JobFounding:
             return
         clock, least = asyncio.get_running_loop().time, self.job.pipeline.nodes
         rollcall = Rollcall.of(self.directory, clock())
-        while not (here := rollcall.present(self.half.view, clock())).cells():
+        while not rollcall.present(self.half.view, clock()).cells():
             await asyncio.sleep(SETTLE_S)
-            if len(here.live()) < least:
+            if len(rollcall.present(self.half.view, clock()).live()) < least:
                 continue
             await asyncio.sleep(SETTLE_S)
             here, _ = fit_to_found(rollcall.present(self.half.view, clock()), self.job, self.sizes)

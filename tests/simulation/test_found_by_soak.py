@@ -110,11 +110,6 @@ def test_survivors_of_the_ends_alone_go_on_from_the_seed_of_the_job() -> None:
     assert {event.fields["how"] for event in played.of("recovered")} == {"seed"}
 
 
-def test_who_missed_the_last_record_of_a_cell_is_told_that_it_has_ended() -> None:
-    """Seed 216: it waited to be three iterations behind before it asked, and the job had no more of them."""
-    assert play_seed(216, SoakOptions())["finished"]
-
-
 def test_who_slept_while_its_cell_went_on_under_another_name_is_of_use_there() -> None:
     """Seed 312: it waited ten minutes for a leader that was in the new cell, then trained by itself."""
     gone = """

@@ -120,3 +120,25 @@ def test_a_fault_that_never_happened_is_told() -> None:
         "pause of node:0 was to be at iteration 999, and the run ended before",
     )
     assert played.outcome.drawn == (0, 1)
+
+
+def test_who_was_killed_while_it_stood_still_is_hindered_by_that_no_more() -> None:
+    """Its next life was excused from being believed to live, for as long as the pause was to last."""
+    faults = """
+    [[fault]]
+    kind = "pause"
+    node = "node:1"
+    at_s = 2
+    [[fault]]
+    kind = "restart"
+    node = "node:1"
+    at_s = 4
+    after_s = 2
+    """
+    played = play(JOB, script(faults), model=TINY)
+    played.assert_well()
+    node = played.world.nodes[1].node
+    assert [event.fields["what"] for event in played.of("fault") if event.node == node].count(
+        "pause ended"
+    ) == 1
+    assert played.world.evidence.calm_s(node, played.outcome.seconds) > 0

@@ -22,6 +22,12 @@ def went_on(played: Played) -> list[str]:
     return [event.fields["reason"] for event in played.of("cell", old="c0")]
 
 
+def went_on_at(played: Played) -> float:
+    """When the one founding after the first was."""
+    (again,) = played.of("cell", old="c0")
+    return again.time
+
+
 def test_a_job_of_one_node_goes_on_from_its_last_checkpoint_after_a_restart() -> None:
     """It stood still for ever, with its checkpoints in the archive and on its own disk."""
     job = small_job(nodes=1, cells=1, iterations=14, checkpoint_every=2)
@@ -54,14 +60,12 @@ def test_what_is_on_the_disks_of_the_nodes_alone_is_gathered_before_a_job_begins
     job = small_job(nodes=3, cells=1, iterations=14, checkpoint_every=2)
     played = play(job, script(away + restarts("node:0", "node:1", "node:2")))
     played.assert_well()
-    archived = [e for e in played.of("checkpoint") if e.node == played.world.coordinator.node]
+    (archived, *_) = [event for event in played.of("checkpoint") if "cell" in event.fields]
     before = [event for event in played.commits() if event.time < AT_S]
-    assert len(before) > 2
-    assert archived[0].time > AT_S + BACK_S
-    assert archived[0].fields["iteration"] > len(before) - 2
+    assert AT_S + BACK_S < archived.time < went_on_at(played)
+    assert archived.fields["iteration"] > len(before) - 4 > 0, "of the newest not all stages may be there"
     (first, *_) = played.commits(after_s=AT_S)
-    assert first.fields["iteration"] == archived[0].fields["iteration"] + 1
-    assert len(went_on(played)) == 1
+    assert first.fields["iteration"] == archived.fields["iteration"] + 1
 
 
 def test_a_job_that_had_no_checkpoint_begins_at_its_seed() -> None:

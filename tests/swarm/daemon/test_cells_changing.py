@@ -178,7 +178,10 @@ def test_cut_in_two_both_sides_train_and_meet_again(tmp_path: Path) -> None:
 
 
 def test_who_missed_the_last_round_learns_that_the_job_has_ended(tmp_path: Path) -> None:
-    """Who has finished is at the same iteration: the round alone tells them apart. So is a taker of it."""
+    """Who has finished is at the same iteration: the round alone tells them apart. So is a taker of it.
+
+    Seed 216 of the soak: it waited to be three iterations behind before it asked.
+    """
     job = small_job(
         tmp_path,
         inner={"iterations": 4},
