@@ -187,8 +187,6 @@ class Misfortune:
         """Only who lives stands still: its next life does not."""
         faults = self._schedule.faults
         ended = {i for i, node in self._in_force if node == process.node and faults[i].kind == "pause"}
-        for _ in ended:
-            self._note("pause ended", [process])  # else it would be excused for as long as that was to last
         self._in_force = [(i, node) for i, node in self._in_force if node != process.node or i not in ended]
 
     def _fill(self, process: SimProcess, full: bool) -> None:
