@@ -118,6 +118,27 @@ def every_microbatch_is_accounted_for(world: World) -> Iterator[str]:
                 yield f"{where} has {fate}: not the {planned} microbatches of {batch} tokens planned"
 
 
+def every_report_is_counted(world: World) -> Iterator[str]:
+    """A leader counts the tokens of every data node whose report it must have had before its close.
+
+    It must have had a report that was sent long before, in a cell to which nothing has been done. Its own
+    crosses no wire, but all that reported have their part in the gradient of the ends.
+    """
+    histories, calm_s, now = world.evidence.histories, world.evidence.calm_s, virtual_now()
+    for told in histories.counted:
+        for record in histories.records.get((told.cell, told.slot), ()):
+            reports = world.wiretap.in_time(told.cell, told.slot, record.term)
+            ends, there = record.sums[0], {node for row in record.roster for node in row} | set(reports)
+            calm = reports and min(calm_s(node, now) for node in there) > now - min(reports.values())
+            if not calm or not set(ends.contributors) <= {*reports, record.leader}:
+                continue
+            _looked(world, every_report_is_counted)
+            if ends.tokens > told.tokens:
+                who = " and ".join(node[:12] for node in reports)
+                where = f"slot {told.slot} of {told.cell}"
+                yield f"{where} counts {told.tokens} of {ends.tokens} tokens, after reports of {who}"
+
+
 def only_the_admitted_are_seen(world: World) -> Iterator[str]:
     """Nobody without a certificate of the job is in anybody's view."""
     admitted = {process.node for process in world.processes}
@@ -261,6 +282,7 @@ CHECKERS: tuple[Checker, ...] = (
     nobody_dies_of_an_error,
     tokens_are_counted_once,
     every_microbatch_is_accounted_for,
+    every_report_is_counted,
     only_the_admitted_are_seen,
     queues_are_bounded,
     views_tell_the_truth,

@@ -12,13 +12,16 @@ from random import Random
 
 from swarm.job import Job
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
-from swarm.messages import CellRecord, Plan, Report, origin_of
+from swarm.messages import CellRecord, Close, Plan, Report, origin_of
 from transport.link import Endpoint
 from transport.machine import NodeId
 from transport.sim_link import SimLink
 from transport.sim_network import QueueLimits, SimNetwork
 from transport.sim_paths import LinkShape
 from transport.wire import Body, Lane, Message, Schema
+
+REPORT_S = 3.0
+"""Within which a report is with its leader if nothing hinders either: some times the longest latency."""
 
 
 @dataclass(slots=True)
@@ -27,6 +30,8 @@ class Wiretap:
 
     planned: (cell, slot, term, data node) -> how many microbatches; totals: of all of them;
         who plans for itself alone sends its plan to nobody.
+    reported: (cell, slot, term) -> data node -> when it sent its report. closed: -> when the leader first
+        asked to average.
     parts: (cell, stage, iteration) of outer gradients that were sent. anchors: (cell, stage) of outer
         anchors that were.
     means: (stage, a member's origin, its iteration) -> members of the means that an owner told of.
@@ -37,6 +42,8 @@ class Wiretap:
     job: Job
     planned: dict[tuple[str, int, int, NodeId], int] = field(default_factory=dict)
     totals: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    reported: dict[tuple[str, int, int], dict[NodeId, float]] = field(default_factory=dict)
+    closed: dict[tuple[str, int, int], float] = field(default_factory=dict)
     parts: set[tuple[str, int, int]] = field(default_factory=set)
     means: dict[tuple[int, str, int], set[tuple[str, ...]]] = field(default_factory=dict)
     anchors: set[tuple[str, int]] = field(default_factory=set)
@@ -44,7 +51,7 @@ class Wiretap:
     wrong: list[str] = field(default_factory=list)
     judged: int = 0
 
-    def hear(self, sender: NodeId, cell: str, body: Body) -> None:
+    def hear(self, sender: NodeId, cell: str, body: Body, now: float) -> None:
         """A node sends something. cell: of the sender."""
         self.been.setdefault(sender, set()).add(cell)
         match body:
@@ -52,6 +59,9 @@ class Wiretap:
                 self._plan(body)
             case Report():
                 self._report(sender, body)
+                self.reported.setdefault((body.cell, body.slot, body.term), {})[sender] = now
+            case Close(act="step"):
+                self.closed.setdefault((body.cell, body.slot, body.term), now)
             case OuterDelta():
                 self.parts.add((body.cell, body.stage, body.iteration))
             case OuterMean():
@@ -88,6 +98,12 @@ class Wiretap:
             if member not in self.been[sender] and (member, body.stage, iteration) not in self.parts:
                 told = f"a mean of stage {body.stage} over {', '.join(body.members)}"
                 self.wrong.append(f"{sender[:12]} tells of {told}, but {member} has sent nothing for it")
+
+    def in_time(self, cell: str, slot: int, term: int) -> dict[NodeId, float]:
+        """Data nodes that sent their reports long before the slot was closed, and when they did."""
+        key = (cell, slot, term)
+        closed = self.closed.get(key, 0.0)
+        return {node: at for node, at in self.reported.get(key, {}).items() if at < closed - REPORT_S}
 
     def planned_in(self, cell: str, slot: int, *, foundings_before: int = 0) -> int:
         """Microbatches of the largest plan that was sent for a slot.

@@ -247,8 +247,8 @@ class World:
         return virtual_now() - self.disturbed_at
 
     def _overhear(self, sender: NodeId, body: Body) -> None:
-        node = next((node for node in self.nodes if node.node == sender), None)
-        self.wiretap.hear(sender, node.trainer.cell if node and node.trainer else "", body)
+        cells = (node.trainer.cell for node in self.nodes if node.node == sender and node.trainer)
+        self.wiretap.hear(sender, next(cells, ""), body, virtual_now())
 
     def holders(self) -> dict[int, list[str]]:
         """Running holders of each stage, by the facts they advertise, in the order of the nodes."""

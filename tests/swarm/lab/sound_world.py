@@ -151,8 +151,8 @@ class Made:
         for member in rows:
             process.view = process.view.with_member(member)
 
-    def hear(self, sender: NodeId, body: Any, cell: str = "c0") -> None:
-        self.wiretap.hear(sender, cell, body)
+    def hear(self, sender: NodeId, body: Any, cell: str = "c0", now: float = NOW) -> None:
+        self.wiretap.hear(sender, cell, body, now)
 
     def note(self, kind: Any, node: NodeId, **fields: Any) -> None:
         self.evidence.see(Event(kind, NOW, node, fields))

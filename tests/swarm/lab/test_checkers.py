@@ -4,14 +4,15 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from sound_world import BATCH, FIRST, NEXT, NOW, ROUND, A, B, C, Case, Made, Wreck, assert_found, row
+from sound_world import FIRST, NEXT, NOW, A, B, C, Case, Made, Wreck, assert_found, row
+from test_counting import CASES as COUNTED
+from test_sources import SOURCES
 
 from swarm.gossip.view import Status
 from swarm.lab import checkers
 from swarm.lab.checkers import CHECKERS, SETTLE_S, Checker
 from swarm.lab.world import World
-from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
-from swarm.messages import CellRecord, Report, StageSum
+from swarm.messages import CellRecord
 from transport.machine import NodeId
 
 
@@ -106,86 +107,6 @@ case(
 )
 
 
-# -- what is counted ------------------------------------------------------------------------------
-
-
-def third(world: Made, tokens: int, said: int = 2, **told: Any) -> None:
-    """One more slot of two microbatches, in which so many tokens are counted. said: how many were planned."""
-    world.plan(3, 2)
-    world.note("planned", A, cell="c0", slot=3, term=1, microbatches=said)
-    world.show(NEXT.model_copy(update={"slot": 3, "iteration": 3, "tokens": tokens}), A, B, C)
-    world.commit(3, tokens=tokens, **told)
-
-
-case(
-    checkers.tokens_are_counted_once,
-    "a part of a microbatch",
-    lambda w: w.show(NEXT.model_copy(update={"slot": 3, "iteration": 3, "tokens": BATCH + 1}), A),
-    lambda w: w.show(NEXT.model_copy(update={"slot": 3, "iteration": 3, "tokens": BATCH}), A),
-)
-ACCOUNTED = checkers.every_microbatch_is_accounted_for
-case(
-    ACCOUNTED,
-    "a microbatch neither counted nor lost",
-    lambda w: third(w, BATCH),
-    lambda w: third(w, BATCH, lost=1),
-)
-case(
-    ACCOUNTED,
-    "a microbatch both counted and lost",
-    lambda w: third(w, 2 * BATCH, lost=1),
-    lambda w: third(w, 2 * BATCH, partial=1),
-)
-case(
-    ACCOUNTED,
-    "a leader that planned less than it says",
-    lambda w: (
-        w.plan(3, 2),
-        w.note("planned", A, cell="c0", slot=3, term=1, microbatches=1),
-        third(w, BATCH),
-    ),
-    lambda w: third(w, 0, reasons=["an earlier leader closed this slot, and only it was told why"]),
-)
-SAID = checkers.what_was_said_is_so
-
-
-def report(done: int, tokens: int) -> Report:
-    return Report(cell="c0", slot=2, term=1, done=done, partial=0, lost=0, tokens=tokens, loss_sum=1.0)
-
-
-case(
-    SAID,
-    "a report of fewer microbatches than were given",
-    lambda w: w.hear(A, report(1, BATCH)),
-    lambda w: w.hear(A, report(2, 2 * BATCH)),
-)
-
-
-def meet(world: Made, iteration: int, *, sent: bool = True) -> None:
-    """Cells c0 and c1 meet in stage 0 when c0 is at an iteration; then c0 shows the round of iteration 2."""
-    about: dict[str, Any] = {"stage": 0, "anchor": 0, "anchor_digest": ""}
-    for node, cell, at in ((A, "c0", iteration), (C, "c1", 7)):
-        if sent or cell == "c0":
-            world.hear(node, OuterDelta(cell=cell, iteration=at, **about), cell)
-    world.hear(A, OuterMean(members=("c0", "c1"), iterations=(iteration, 7), **about))
-    world.show(ROUND, A, B)
-
-
-case(SAID, "a mean with a cell that sent nothing", lambda w: meet(w, 2, sent=False), lambda w: meet(w, 2))
-case(SAID, "a round that met another time", lambda w: meet(w, 1), lambda w: meet(w, 2))
-case(SAID, "a round of which nobody told", lambda w: w.show(ROUND, A), lambda w: meet(w, 2))
-
-
-def took_over(world: Made, anchor_of: str) -> None:
-    """The round took the anchor of cell c1, which another has sent."""
-    world.hear(C, OuterAnchor(cell=anchor_of, stage=0, anchor=1), "c1")
-    sums = (StageSum(contributors=("c1",), digest="0"), StageSum(), StageSum())
-    world.show(ROUND.model_copy(update={"sums": sums}), A)
-
-
-case(SAID, "an anchor that was never sent", lambda w: took_over(w, "c2"), lambda w: took_over(w, "c1"))
-
-
 # -- who is where -----------------------------------------------------------------------------------
 
 case(
@@ -236,22 +157,6 @@ case(
     "the living buried",
     lambda w: buried(w, paused=False),
     lambda w: buried(w, paused=True),
-)
-
-
-def killed(world: Made, what: str) -> None:
-    """A node was killed while a fault without an end hindered it, and lives again for long."""
-    world.note("fault", B, what=what)
-    world.note("started", B, role="worker", incarnation=2)
-    world.evidence.calm_since[B] = 0.0
-    buried(world, paused=False)
-
-
-case(
-    checkers.nobody_stays_buried,
-    "one buried that stood still in another life",
-    lambda w: killed(w, "pause"),
-    lambda w: killed(w, "cut"),
 )
 
 
@@ -324,5 +229,4 @@ def test_a_checker_finds_what_is_wrong_and_is_silent_on_its_neighbour(made: Case
 
 
 def test_every_checker_has_such_a_case() -> None:
-    elsewhere = {checkers.stages_come_back_from_the_best_source}  # test_sources.py
-    assert {checker for checker, *_ in CASES} | elsewhere == set(CHECKERS)
+    assert {checker for checker, *_ in (*CASES, *COUNTED)} | {SOURCES} == set(CHECKERS)

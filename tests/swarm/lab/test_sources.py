@@ -8,6 +8,7 @@ from sound_world import NOW, ROSTER, A, B, C, D, Made, Process, Wreck, assert_fo
 
 from swarm.lab import checkers
 
+SOURCES = checkers.stages_come_back_from_the_best_source
 CASES: list[tuple[str, Wreck, Wreck]] = []
 
 
@@ -132,7 +133,7 @@ case(
 
 @pytest.mark.parametrize(("wrong", "right"), [pair for _, *pair in CASES], ids=[what for what, *_ in CASES])
 def test_a_worse_source_is_found_and_its_neighbour_is_not(wrong: Wreck, right: Wreck) -> None:
-    assert_found((checkers.stages_come_back_from_the_best_source, "", wrong, right))
+    assert_found((SOURCES, "", wrong, right))
 
 
 def test_the_policy_of_the_job_says_which_source_is_worse() -> None:
