@@ -37,7 +37,8 @@ class Evidence:
     excused: (node, stage) -> until when it may differ: it has said that it missed a step, and
         takes the state again as soon as it can reach somebody who did not.
     failures: sentences, whom an error ended.
-    hindered: node -> faults that hinder it from hearing or answering now. calm_since: node -> when
+    hindered: node -> faults that hinder it from hearing or answering now, each with the life in which
+        it began: a pause ends with that. calm_since: node -> when
         the last fault of any kind touched it, or it started.
     lives: node -> how often it started: two lives may have the same incarnation, refuted or written.
     versions: (viewer, its life, member) -> newest (incarnation, seq) that it has shown.
@@ -50,7 +51,7 @@ class Evidence:
     hashes: dict[tuple[str, int, int], dict[str, str]] = field(default_factory=dict)
     excused: dict[tuple[str, int], float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    hindered: dict[str, list[str]] = field(default_factory=dict)
+    hindered: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     calm_since: dict[str, float] = field(default_factory=dict)
     lives: dict[str, int] = field(default_factory=dict)
     versions: dict[tuple[str, int, str], tuple[int, int]] = field(default_factory=dict)
@@ -89,14 +90,18 @@ class Evidence:
 
     def _hinder(self, node: str, what: str) -> None:
         suffers, kind = self.hindered.setdefault(node, []), what.removesuffix(" ended")
-        if kind in HINDERS and what != kind and kind in suffers:
-            suffers.remove(kind)
-        elif kind in HINDERS and what == kind:
-            suffers.append(kind)
+        if kind not in HINDERS:
+            return
+        if what == kind:
+            suffers.append((kind, self.lives.get(node, 0)))
+        elif begun := [fault for fault in suffers if fault[0] == kind]:
+            suffers.remove(begun[0])
 
     def calm_s(self, node: str, now: float) -> float:
         """For how long nothing has been done to a node; 0 while something hinders it."""
-        return 0.0 if self.hindered.get(node) else now - self.calm_since.get(node, 0.0)
+        life = self.lives.get(node, 0)
+        hindered = any(kind != "pause" or began == life for kind, began in self.hindered.get(node, ()))
+        return 0.0 if hindered else now - self.calm_since.get(node, 0.0)
 
     def fail(self, process: SimProcess, error: Exception) -> None:
         """An error ended a process."""

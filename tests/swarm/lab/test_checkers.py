@@ -160,6 +160,22 @@ case(
 )
 
 
+def killed(world: Made, what: str) -> None:
+    """A node was killed while a fault without an end hindered it, and lives again for long."""
+    world.note("fault", B, what=what)
+    world.note("started", B, role="worker", incarnation=2)
+    world.evidence.calm_since[B] = 0.0
+    buried(world, paused=False)
+
+
+case(
+    checkers.nobody_stays_buried,
+    "one buried that stood still in another life",
+    lambda w: killed(w, "pause"),
+    lambda w: killed(w, "cut"),
+)
+
+
 def forged(world: Made, seq: int) -> None:
     """A shows a record of B of this version with other facts; B's own is of version (1, 1)."""
     for process in world.processes:
