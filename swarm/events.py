@@ -21,7 +21,7 @@ EventKind = Literal[
     "member",  # a member's status changed in this node's view: status, reason
     "stalled",  # this node noticed that it was not scheduled: seconds
     "placed",  # stages a node holds from now on, and why
-    "planned",  # leader: iteration, term, microbatches, skipped stages
+    "planned",  # leader: slot, term, iteration, how many microbatches, skipped stages
     "rerouted",  # a hop or data node chose another way: microbatch, reason
     "lost",  # a microbatch was started again or given up: reason
     "dropped",  # late or malformed input, counted: what, why
