@@ -24,7 +24,7 @@ from swarm.planning import orders
 from transport.machine import NodeId
 from transport.wire import Signed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SEEDS = 60
 
 
