@@ -183,6 +183,12 @@ class Dissemination:
         else:
             self._hear(mark)
 
+    def unhear(self, value: Update, sort: Sort) -> None:
+        """It is not believed, and shall not stand for what it looks like: that is still to be asked for."""
+        known = self._remembered.get(mark_of_update(value, sort))
+        if known is not None and known.value is None:
+            del self._remembered[mark_of_update(value, sort)]
+
     def lacking(self, marks: Iterable[Mark]) -> list[Mark]:
         """Of what somebody told us by marks, that which we have not; the rest was heard."""
         return [mark for mark in marks if not self._hear(mark)]

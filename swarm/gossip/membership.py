@@ -135,8 +135,7 @@ class Membership:
             effects += self._complete(renewal, peer, now, unknown, told=told)
         for signed in body.claims:
             effects += self._hear(signed, peer, now, told=told)
-        if body.claims:
-            effects += self._exchanging.correct(body.claims, peer)
+        effects += self._exchanging.correct(body.claims, peer)
         for notice in body.notices:
             effects += self._take_notice(notice, peer, now)
         if told:
@@ -181,6 +180,7 @@ class Membership:
         try:
             record = self._verifier.record(signed)
         except Untrusted as error:
+            self._spreading.queue.unhear(signed, "records")
             return self._refusals.note(str(error), peer)
         if node == self.me:
             # An earlier life may have left a newer record, or, having refuted, another of this version.
@@ -229,6 +229,7 @@ class Membership:
                 return []
             self._verifier.claim(signed, accuser.member.record)
         except Untrusted as error:
+            self._spreading.queue.unhear(signed, "claims")
             return self._refusals.note(str(error), peer)
         if about_me:
             return self._refute(claim, now)
@@ -315,11 +316,9 @@ class Membership:
 
     def _others(self, target: NodeId) -> list[NodeId]:
         """Members to ask to try a target."""
-
-        def can_help(row: Row) -> bool:
-            return row.member.live and row.member.node != target
-
-        return self.register.some(self.config.indirect, can_help)
+        return self.register.some(
+            self.config.indirect, lambda row: row.member.live and row.member.node != target
+        )
 
     def _renew(self, now: float, *, beyond: int | None = None) -> Sequence[Effect]:
         """Sign and spread a new record of this node."""

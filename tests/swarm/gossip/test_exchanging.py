@@ -135,6 +135,17 @@ def test_what_came_is_not_asked_for_again_though_it_was_no_news() -> None:
     assert not list(queue.find([wanted])), "nor given: it may be wrong"
 
 
+def test_a_lie_does_not_stand_for_what_it_looks_like() -> None:
+    """It bears the signature of a record that is yet to come, which is all that its mark tells."""
+    one, truth = member(0), signed_record(record_of(7, incarnation=2))
+    lie = truth.model_copy(update={"payload": signed_record(record_of(7, incarnation=3)).payload})
+    told = pack_marks([mark_of_update(truth, "records")])
+    one.handle(node_name(8), Message(Spread(records=(lie,))), 50.0)
+    assert one.view.members[node_name(7)].record.incarnation == 1
+    effects = one.handle(node_name(9), Message(Spread(told=told)), 50.1)
+    assert [e.message.body.wanted for e in effects if isinstance(e, Send)] == [told]  # type: ignore[attr-defined]
+
+
 def test_updates_are_remembered_for_a_while() -> None:
     queue = Dissemination(1, 10_000)
     for index in range(REMEMBERED_MAX + 100):
