@@ -132,12 +132,6 @@ def test_who_slept_while_its_cell_went_on_under_another_name_is_of_use_there() -
     assert finished[slept] == founded.fields["new"]
 
 
-def test_what_an_earlier_life_signed_is_not_held_to_be_forged() -> None:
-    """Seed 304: a node killed just after it had refuted came back with an incarnation it had used."""
-    found = play_seed(304, SoakOptions())
-    assert not found["broken"], found["broken"]
-
-
 @pytest.mark.parametrize("breaks_s", [5.0, 6.3, 7.7])
 def test_what_is_printed_replays_a_world_to_its_last_whole_look(
     breaks_s: float, monkeypatch: pytest.MonkeyPatch

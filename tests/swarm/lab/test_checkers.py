@@ -191,6 +191,20 @@ case(
 )
 
 
+def signed_before(world: Made, seq: int) -> None:
+    """Seed 304 of the soak: a node came back with an incarnation that it had used, up to this version."""
+    world.b.signed_before = (1, seq)
+    forged(world, 1)
+
+
+case(
+    checkers.views_show_what_was_signed,
+    "a record that neither this life signed nor the one before",
+    lambda w: signed_before(w, 0),
+    lambda w: signed_before(w, 1),
+)
+
+
 def forgotten(world: Made, seq: int) -> None:
     world.sees(world.a, row(B, seq=1))
     world.sees(world.b, row(B, seq=1))
