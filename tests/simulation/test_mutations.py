@@ -16,6 +16,8 @@ from swarm.daemon import trust
 from swarm.gossip.register import Register
 from swarm.gossip.view import MemberRecord
 from swarm.lab.soaking import SoakOptions, play_seed
+from swarm.messages import CellRecord
+from swarm.pipeline import election, follower
 from swarm.pipeline.applying import Applying
 from swarm.pipeline.feeding import Feeding
 from swarm.pipeline.outer_round import Came, Meeting, OuterRound
@@ -114,6 +116,21 @@ def test_a_microbatch_that_a_leader_does_not_count_is_found_out(
 
     monkeypatch.setattr(Feeding, "computed", without)
     assert caught("tokens planned", tmp_path)
+
+
+def test_survivors_that_go_back_are_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those who are left found their cell three iterations before what they have, and all accept it."""
+    founding, wrong_with = election.founding, follower.wrong_with_record
+
+    def earlier(last: CellRecord, *about: Any) -> CellRecord:
+        return founding(last.model_copy(update={"iteration": max(0, last.iteration - 3)}), *about)
+
+    def accepting(signed: Signed, record: CellRecord, last: CellRecord) -> str:
+        return "" if record.act == "found" else wrong_with(signed, record, last)
+
+    monkeypatch.setattr(election, "founding", earlier)
+    monkeypatch.setattr(follower, "wrong_with_record", accepting)
+    assert caught("and goes on with", tmp_path)
 
 
 def test_a_recovery_from_less_than_there_was_is_found_out(
