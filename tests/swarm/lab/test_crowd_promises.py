@@ -96,4 +96,4 @@ def test_what_a_death_and_a_return_cost_each_node_is_a_few_kilobytes() -> None:
         crowd.run(crowd.now + 300.0)
         return sum(load.nbytes for load in crowd.tally.loads.values())
 
-    assert 0 < (spent(True) - spent(False)) / nodes / crashes < 6_000
+    assert 0 < (spent(True) - spent(False)) / nodes / crashes < 3_000
