@@ -53,7 +53,7 @@ def test_a_round_that_another_cell_missed_is_not_called_averaged_and_they_meet_l
         cells[half.trainer.cell].append(f'"node:{index}"')
     groups = ", ".join(f"[{', '.join(side)}]" for side in cells.values())
     cut = f'[[fault]]\nat_s = 2\nkind = "partition"\ngroups = [{groups}]\nfor_s = 40\n'
-    played = play(small_job(iterations=12, every=3), script(cut), until_s=900, flops_per_s=SLOW)
+    played = play(small_job(iterations=18, every=3), script(cut), until_s=900, flops_per_s=SLOW)
     played.assert_well()
     healed = played.of("fault")[-1].time
     for event in played.of("round"):
