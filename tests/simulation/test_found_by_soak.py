@@ -71,7 +71,7 @@ def test_what_survivors_finish_is_held_against_the_plan_that_was_open_when_they_
     plan = Plan(
         cell="c0", slot=14, term=2, iteration=13, base="0" * 32, roster=((a, b, c),), microbatches=made
     )
-    told.hear(a, "c0", plan)
+    told.hear(a, "c0", plan, 1.0)
     assert told.planned_in("c0~aaaaaaaa.13", 15, foundings_before=1) == 3
     assert told.planned_in("c0~bbbbbbbb.14", 16, foundings_before=2) == 3  # seed 37: survivors of survivors
     assert told.planned_in("c0~aaaaaaaa.13", 15) == 0
@@ -83,10 +83,10 @@ def test_an_owner_tells_of_its_own_part_by_the_name_that_its_cell_had_when_it_wa
     a, b = "a" * 64, "b" * 64
     mean = OuterMean(stage=0, anchor=0, anchor_digest="", members=("c0", "c1"), iterations=(5, 5))
     told.parts.add(("c0", 0, 5))
-    told.hear(a, "c1", OuterDelta(cell="c1", stage=1, iteration=5, anchor=0, anchor_digest=""))
-    told.hear(a, "c1~aaaaaaaa.9", mean)
+    told.hear(a, "c1", OuterDelta(cell="c1", stage=1, iteration=5, anchor=0, anchor_digest=""), 1.0)
+    told.hear(a, "c1~aaaaaaaa.9", mean, 1.0)
     assert told.wrong == []
-    told.hear(b, "c2", mean)
+    told.hear(b, "c2", mean, 1.0)
     assert [sentence.endswith("but c1 has sent nothing for it") for sentence in told.wrong] == [True]
 
 
