@@ -17,6 +17,8 @@ SEED_AFTER_S = 10.0
 way to the archive, or the word of it on its way here."""
 TRIES = 2
 """Orders of one source that come to nothing before the next is tried; one may be its taker's fault."""
+GIVEN_UP = 3 * TRIES
+"""Orders of a source that come to nothing, minutes apart, before it counts for none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +82,18 @@ def decide(facts: LossFacts) -> Decision:
     be bit-identical: what another holder goes on with can be taken, never reinvented. A source
     that proved empty (`TRIES` orders came to nothing) goes behind the others: what members say
     that they have is not what they have, and a stage must not wait for one word of one of them.
-    The seed gives nothing back of what was learned, so it is taken only when nothing else exists.
+    The seed gives nothing back of what was learned, so it is taken only when nothing else exists, or
+    when all that is said to exist was ordered in vain `GIVEN_UP` times.
     """
     rebuilt_first = (_holder, _checkfree, _plus_copy, _other_cell, _checkpoint)
     kept_first = (_holder, _other_cell, _plus_copy, _checkfree, _checkpoint)
     sources = kept_first if facts.policy == "auto" else rebuilt_first
     found = [decision for source in sources if (decision := source(facts)) is not None]
-    if not found and facts.no_archive and facts.lost_s >= SEED_AFTER_S:
-        reason = f"{_nothing_left(facts)}; training goes on from what the job's seed gives the stage."
-        return Decision("seed", (), reason)
+    vain = [decision.how for decision in found if facts.failed.get(decision.how, 0) >= GIVEN_UP]
+    if len(vain) == len(found) and facts.no_archive and facts.lost_s >= SEED_AFTER_S:
+        nothing = f"Stage {facts.stage} was ordered in vain from {', '.join(vain)}"
+        why = nothing if vain else _nothing_left(facts)
+        return Decision("seed", (), f"{why}; training goes on from what the job's seed gives the stage.")
     if not found:
         return Decision("none", (), f"{_nothing_left(facts)}.")
     best = min(found, key=lambda decision: facts.failed.get(decision.how, 0) // TRIES)

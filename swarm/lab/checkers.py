@@ -166,7 +166,8 @@ def _control_bytes_max(world: World) -> int:
 
 
 def _bulk_bytes_max(world: World) -> float:
-    """All states twice, on their way to a taker, and the microbatches of some slots, there and back.
+    """All states twice, on their way to a taker, and of some slots the microbatches, there and back, and the
+    outer gradients and means of their rounds.
 
     Before and after there are cells there is nothing to measure it by.
     """
@@ -176,7 +177,8 @@ def _bulk_bytes_max(world: World) -> float:
         return inf
     states = STATE_FLATS * sum(computing.stage_sizes)
     values = job.microbatches * job.microbatch * world.job.data.sequence * computing.config.width
-    return FLOAT_BYTES * (2 * states + 2 * SLOTS_WAITING * values * len(world.nodes))
+    rounds = -(-SLOTS_WAITING // world.job.outer.every) * 2 * sum(computing.stage_sizes)
+    return FLOAT_BYTES * (2 * states + rounds + 2 * SLOTS_WAITING * values * len(world.nodes))
 
 
 def views_tell_the_truth(world: World) -> Iterator[str]:

@@ -97,7 +97,7 @@ class Sources:
             sentence for placed in self.placed for sentence in self._judge(placed, members, rosters, job)
         ]
         self.placed.clear()
-        self._look_for_losses(members, nodes, range(job.pipeline.stages), now)
+        self._look_for_losses(members, nodes, rosters, range(job.pipeline.stages), now)
         self.looked_at = now
         return judged
 
@@ -122,14 +122,21 @@ class Sources:
         self.doubted.clear()
 
     def _look_for_losses(
-        self, members: Sequence[SimNode], nodes: Sequence[SimNode], stages: range, now: float
+        self,
+        members: Sequence[SimNode],
+        nodes: Sequence[SimNode],
+        rosters: Mapping[str, Roster],
+        stages: range,
+        now: float,
     ) -> None:
         for node in members:
             assert node.trainer is not None
             cell = node.trainer.cell
             self.born.setdefault(cell, self.looked_at)
-            for stage in node.trainer.computing.stages:
-                self.held[cell, stage] = now
+            # A taker has the stage before it counts: a copy of its order may still place it again.
+            for stage, row in enumerate(rosters.get(cell, ())):
+                if node.node in row and stage in node.trainer.computing.stages:
+                    self.held[cell, stage] = now
         for node in nodes:
             busy = node.training.restoring.busy if node.training else ()
             for stage in stages:

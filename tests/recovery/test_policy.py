@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from recovery.policy import Candidate, Elsewhere, LossFacts, choose_taker, decide
@@ -40,7 +42,7 @@ def without(*names):
         (left(0, lost_s=1e6), "none", ()),
         (left(2, no_archive=True, lost_s=99.0), "checkfree", ("n1", "n3")),
         (
-            left(0, no_archive=True, lost_s=99.0, plus_copies=("copy",), failed={"plus_copy": 99}),
+            left(0, no_archive=True, lost_s=99.0, plus_copies=("copy",), failed={"plus_copy": 5}),
             "plus_copy",
             ("copy",),
         ),
@@ -156,3 +158,13 @@ def test_a_node_that_refused_or_holds_the_stage_already_is_not_asked():
 def test_every_choice_says_why():
     for candidates in ([node("s")], [node("a", 1), node("b", 1)], [node("a", 1)], []):
         assert choose_taker(2, candidates).reason.endswith(".")
+
+
+def test_what_is_ordered_in_vain_for_minutes_is_none_at_all():
+    """A cell whose only neighbour of the ends had no copy of them asked it for one for ever."""
+    facts = left(0, no_archive=True, lost_s=300.0, plus_copies=("copy",), failed={"plus_copy": 6})
+    decision = decide(facts)
+    assert decision.how == "seed"
+    assert "in vain from plus_copy" in decision.reason
+    assert decide(replace(facts, no_archive=False)).how == "plus_copy", "an archive may come back"
+    assert decide(replace(facts, checkpoint_iteration=5)).how == "checkpoint"

@@ -66,15 +66,33 @@ def try_in_vain(world: Made) -> None:
     world.note("dropped", C, what="order for stage 0", why="nobody has it")
 
 
+def move(world: Made) -> None:
+    """The last node goes on in another cell, with everything."""
+    assert world.c.trainer is not None
+    world.c.trainer.cell, world.c.trainer.stages = "c1", dict.fromkeys(range(3))
+    for process in world.processes:
+        world.sees(process, world.told(C))
+
+
+def ordered_twice(world: Made, *, early: bool) -> None:
+    """A copy of its order comes to a taker that has the stage, before any roster says so."""
+    looks(world, NOW - 7)
+    if early:
+        move(world)
+    looks(world, NOW - 6)
+    world.b.running, world.b.trainer, world.quiet = False, None, 0.0
+    looks(world, NOW - 5)
+    assert world.a.trainer is not None
+    world.a.trainer.stages[1] = None
+    looks(world, NOW - 4)
+    move(world)
+    looks(world, NOW - 3)
+    looks(world, NOW - 1)
+    place(world, 1, world.a, "checkfree")
+
+
 def elsewhere(world: Made, how: str, *, late: bool = False) -> None:
     """The last node is of another cell and holds everything, perhaps not from before the loss."""
-
-    def move(world: Made) -> None:
-        assert world.c.trainer is not None
-        world.c.trainer.cell, world.c.trainer.stages = "c1", dict.fromkeys(range(3))
-        for process in world.processes:
-            world.sees(process, world.told(C))
-
     if not late:
         move(world)
     lose(world, 1, world.a, how, then=move if late else nothing)
@@ -101,6 +119,11 @@ case(
     "another cell that was always there",
     lambda w: elsewhere(w, "checkfree"),
     lambda w: elsewhere(w, "checkfree", late=True),
+)
+case(
+    "another cell that had it when a stage was first ordered, but not since before its loss",
+    lambda w: ordered_twice(w, early=True),
+    lambda w: ordered_twice(w, early=False),
 )
 case("a copy of the ends passed over", lambda w: copied(w, "checkpoint"), lambda w: copied(w, "plus_copy"))
 case(
