@@ -34,7 +34,7 @@ CELLS_NAMED_MAX = 8
 class Story:
     """What is drawn. Times in virtual seconds.
 
-    losses: by cell, (time, loss of an iteration, None without tensors).
+    losses: by cell, (time, loss of an iteration, None without tensors or if it counted no token).
     live: (time, worker nodes that run from then on).
     tokens: (begin, end, tokens) of every committed iteration of all cells. faults: (time, what) as
         they began.
@@ -53,7 +53,8 @@ def story(events: Sequence[Event]) -> Story:
     faults: list[tuple[float, str]] = []
     for event in events:
         if event.kind == "committed":
-            losses.setdefault(event.fields["cell"], []).append((event.time, event.fields["loss"]))
+            loss = event.fields["loss"] if event.fields["tokens"] else None
+            losses.setdefault(event.fields["cell"], []).append((event.time, loss))
             begun = max(0.0, event.time - event.fields["seconds"])
             tokens.append((begun, event.time, event.fields["tokens"]))
         elif event.kind == "fault" and not event.fields["what"].endswith(" ended"):

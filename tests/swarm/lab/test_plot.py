@@ -46,6 +46,12 @@ def test_losses_are_by_cell_and_the_end_of_a_fault_is_no_fault() -> None:
     assert told.faults == [(3.0, "restart"), (4.0, "restart"), (7.0, "pause")]
 
 
+def test_an_iteration_that_counted_no_token_has_no_loss() -> None:
+    assert story([_commit(2.0, "c0", 5.0), _commit(3.0, "c0", 0.0, tokens=0)]).losses == {
+        "c0": [(2.0, 5.0), (3.0, None)]
+    }
+
+
 def test_a_run_without_tensors_is_drawn_and_says_what_it_lacks(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     unknown = [Event(e.kind, e.time, e.node, {**e.fields, "loss": None}) for e in EVENTS]
