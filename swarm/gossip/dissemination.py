@@ -1,7 +1,8 @@
 """Which updates ride on the next message: fewest-sent first, each a limited number of times.
 
 In a large swarm an update that somebody else told us is told on by its mark alone: most have it by
-then, and who has not asks for it. So every node is told a dozen times, and reads it twice.
+then, and who has not asks for it. So it can be told to everybody many times, and costs little more
+than the few times that it is sent whole.
 """
 
 from __future__ import annotations
