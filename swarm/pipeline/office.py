@@ -39,6 +39,7 @@ Phase = Literal[
 ]
 QUERY_MAX_S = 3.0
 """How long a candidate waits for promises: small messages, answered at once by whoever is there."""
+LACKING = "what is left of the cell lacks stages that nobody can give it"
 STEP_DOWN_S = 1.0
 """Times its place in the succession: how long a deposed leader waits to hear of the new one."""
 
@@ -224,16 +225,18 @@ class Office(ABC):
         return any(self.view.status(node) not in ("dead", "left") for node in nodes)
 
     def _found(self, found: CellRecord, now: float) -> Sequence[Effect]:
-        """Go on under a new name, with what the old one may have decided already."""
+        """Go on under a new name, with what may be decided; who has no voice founds for others and goes."""
         missing = self.election.silent(self.record)
         unfinished = self.election.unfinished(self.record, self.digest)
         self._carried = read_record(unfinished) if unfinished else None
         reason = f"{len(missing)} members of the last roster are gone, no majority is left"
         noted = Noted("cell", {"old": self.record.cell, "new": found.cell, "reason": reason})
         commit = self._commit_of(sign_record(found, self._sign))
-        effects = self._catch_up_promised()
+        effects = [noted, *self._catch_up_promised(), *to(roster_nodes(found.roster), commit)]
+        if not stages_of(found.roster, self.me):
+            return [*effects, *self._give_up("a newcomer without a voice is not part of what is left")]
         self.phase, self._begun, self._until = "founding", now, None
-        return [noted, *effects, *to(roster_nodes(found.roster), commit)]
+        return effects
 
     def _can_live(self, found: CellRecord, now: float) -> bool:
         """Whether every stage is held, or can be had from somewhere."""
@@ -268,9 +271,9 @@ class Office(ABC):
         empty = self.record.model_copy(update={"roster": ((),) * len(self.record.roster)})
         return others and not self.appointments.placeable(empty, now)
 
-    def _give_up(self) -> Sequence[Effect]:
+    def _give_up(self, reason: str = LACKING) -> Sequence[Effect]:
         self.phase, self._until = "following", None
-        return [Dissolve("what is left of the cell lacks stages that nobody can give it")]
+        return [Dissolve(reason)]
 
     def _carry_on(self, now: float) -> Sequence[Effect]:
         """A new cell begins with what its old one may have decided, so that nothing is undone.

@@ -284,3 +284,19 @@ def test_who_survives_with_a_stage_gives_it_up_for_those_alone_who_have_all_of_t
     for now in range(1, 6):
         effects += leader.tick(float(now))
     assert any(isinstance(effect, Dissolve) for effect in effects) is whole
+
+
+def test_a_newcomer_without_a_voice_founds_for_those_who_have_one_and_leaves() -> None:
+    """In the roster of what it founded it was not, so it led nothing and waited in the old cell for ever."""
+    order = Placement(taker=B, stage=0, how="seed", donors=(), same_state=False, reason="nothing is left")
+    first = founded((A,), (B, C))
+    leader = Leader(A, JOB, first, sign=PEOPLE[0].sign, check=lambda _: True, place=lambda *_: (order,))
+    leader.observe(seen({C: "dead"}), 0.0)
+    mute = Absent(cell="c0", slot=0, term=leader.term, reason="a newcomer has no voice on its first slot")
+    leader.handle(A, Message(mute), 0.0)
+    effects = leader.handle(B, promise(leader), 0.0)
+    found = new_cell(effects)
+    assert found is not None and found.roster == ((), (B,))
+    assert [e.peer for e in effects if isinstance(e, Send)] == [B]
+    assert isinstance(effects[-1], Dissolve)
+    assert leader.deadline() is None
