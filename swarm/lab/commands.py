@@ -62,6 +62,10 @@ def simulate(
     uplink: Annotated[
         float, typer.Option(min=0, help="Mbit/s that a node sends at most; 4 times as much it receives.")
     ] = 0,
+    jitter: Annotated[
+        Literal["uniform", "log-normal"],
+        typer.Option(help="On top of a path's latency: at most a tenth of it, or that in the median."),
+    ] = "uniform",
     churn: Annotated[str, typer.Option(help="Percent of the nodes an hour, a preset, checkfree:P.")] = "",
     trace: Annotated[Path | None, typer.Option(help="A recorded day of nodes that came and went.")] = None,
     speed_up: Annotated[float, typer.Option(min=1e-3, help="Churn or trace go so many times as fast.")] = 1.0,
@@ -99,6 +103,7 @@ def simulate(
             "--faults": faults,
             "--regions": regions,
             "--uplink": uplink,
+            "--jitter": jitter != "uniform",
             "--trace": trace,
             "--plot": plot,
             "--until": until,
@@ -140,6 +145,7 @@ def simulate(
         faults=faults,
         regions=regions,
         uplink_mbit_per_s=uplink,
+        jitter=jitter,
         churn=churn,
         trace=trace,
         speed_up=speed_up,

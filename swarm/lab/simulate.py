@@ -45,7 +45,7 @@ class SimulateOptions:
     regions: the setting of `regions.toml` that says where nodes stand; "" draws paths from the seed.
     churn: see `churn.churn`; "" is none. trace: a recorded day of additions and removals.
     speed_up: churn and trace go so many times as fast as they say.
-    uplink_mbit_per_s: see `WorldOptions.uplink_bytes_per_s`; 0 is None.
+    uplink_mbit_per_s: see `WorldOptions.uplink_bytes_per_s`; 0 is None. jitter: see there.
     plot: a picture of the run; None draws none.
     """
 
@@ -59,6 +59,7 @@ class SimulateOptions:
     trace: Path | None = None
     speed_up: float = 1.0
     uplink_mbit_per_s: float = 0.0
+    jitter: Literal["uniform", "log-normal"] = "uniform"
     seed: int = 0
     nodes: int = 0
     until_s: float = UNTIL_S
@@ -138,6 +139,7 @@ def _world(options: SimulateOptions) -> tuple[WorldOptions, int]:
         flops_per_s=options.flops_per_s,
         uplink_bytes_per_s=(uplink, uplink) if uplink else None,
         regions=regions,
+        jitter=options.jitter,
         tensors=options.tensors,
         examine=True,
     )

@@ -41,7 +41,7 @@ def varied_job(job: Job, rng: Random) -> Job:
 
 
 def varied_world(options: WorldOptions, rng: Random) -> WorldOptions:
-    """The same world where homes have uplinks, or in measured regions, or with its tensors left out."""
+    """The same world, but with uplinks of homes, in measured regions, without tensors, or on uneven paths."""
     where = rng.choice(("anywhere", "anywhere", "anywhere", "homes", "regions"))
     if where == "homes":
         options = replace(options, uplink_bytes_per_s=HOMES_BYTES_PER_S)
@@ -49,7 +49,8 @@ def varied_world(options: WorldOptions, rng: Random) -> WorldOptions:
         options = replace(options, regions=load_regions().setting(rng.choice(SETTINGS)))
     if rng.random() < 0.15:
         options = replace(options, tensors="none")
-    return replace(options, nodes=options.nodes + rng.choice((0, 0, 0, 0, 2)))
+    options = replace(options, nodes=options.nodes + rng.choice((0, 0, 0, 0, 2)))
+    return replace(options, jitter="log-normal") if rng.random() < 0.25 else options
 
 
 def varied_fault(fault: Fault, rng: Random) -> Fault:

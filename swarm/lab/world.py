@@ -26,9 +26,9 @@ from swarm.lab.exam import examine
 from swarm.lab.faults import Fault
 from swarm.lab.hollow import Hollow, without_values
 from swarm.lab.misfortune import Misfortune
-from swarm.lab.regions import load_regions
 from swarm.lab.remains import hopeless, stuck
 from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
+from swarm.lab.terrain import access_of, path_between, region_of
 from swarm.lab.wiretap import TappedNetwork, Wiretap
 from swarm.pipeline.data import Corpus
 from swarm.pipeline.matter import DENSE
@@ -44,8 +44,6 @@ START_S = 0.3
 """Within which the nodes of a world start, one after the other."""
 END_S = 1.0
 """From the last node's last iteration until the world ends, so that its news still spread."""
-DOWNLINK = 4.0
-"""What a node at home receives, in what it sends."""
 YEARS_S = 100 * 365 * 86_400
 
 
@@ -59,9 +57,10 @@ class WorldOptions:
     flops_per_s: of a node of middling speed; each has between half and one and a half of it.
     latency_s: one way between two nodes, drawn for each pair between these.
     bandwidth_bytes_per_s: of each pair, drawn likewise.
-    uplink_bytes_per_s: of each node, drawn likewise, and `DOWNLINK` times as much down; None: a node sends
-        and receives as much as its paths carry.
+    uplink_bytes_per_s: of each node, drawn likewise, and `terrain.DOWNLINK` times as much down; None: as
+        much as its paths carry.
     regions: that nodes are dealt to in turn; then what was measured between them holds instead.
+    jitter: how what a message waits on top of a path's latency is distributed; see `LinkShape.jitter_law`.
     model: what is trained instead of the job's preset, for worlds whose messages alone matter.
     tensors: "none" leaves them out: bytes, times and failures are as they would be, losses unknown.
     examine: ask at the end how good the model is on held-out text, if there is one.
@@ -81,6 +80,7 @@ class WorldOptions:
     bandwidth_bytes_per_s: tuple[float, float] = (1e7, 1e8)
     uplink_bytes_per_s: tuple[float, float] | None = None
     regions: tuple[str, ...] = ()
+    jitter: Literal["uniform", "log-normal"] = "uniform"
     tensors: Literal["real", "none"] = "real"
     examine: bool = False
     model: ModelConfig | None = None
@@ -203,33 +203,18 @@ class World:
             rng=Random(self._rng.getrandbits(64)),
             compute=CostCompute(speed),
         )
-        if self.options.regions:
-            self._settle(node)
-        if self.options.uplink_bytes_per_s is not None:
-            up = self._rng.uniform(*self.options.uplink_bytes_per_s)
-            self.network.set_access(node.node, up, DOWNLINK * up)
+        node.region = region_of(self.options, len(self.nodes))
+        access = access_of(self.options, node.region, self._rng)
+        if access is not None:
+            self.network.set_access(node.node, *access)
         for other in self.processes:
-            shape = self.shapes[node.node, other.node] = self._shape(node, other)
+            # The coordinator is in the first region.
+            there = other.region if isinstance(other, SimNode) else region_of(self.options, 0)
+            shape = path_between(self.options, node.region, there, self._rng)
+            self.shapes[node.node, other.node] = shape
             self.network.set_shape(node.node, other.node, shape)
         self.nodes.append(node)
         return node
-
-    def _settle(self, node: SimNode) -> None:
-        """Put a node into the next region, with the access that machines have there."""
-        node.region = self.options.regions[len(self.nodes) % len(self.options.regions)]
-        access = load_regions().shape(node.region, node.region).bandwidth_bytes_per_s
-        self.network.set_access(node.node, access, access)
-
-    def _shape(self, node: SimNode, other: SimProcess) -> LinkShape:
-        """What lies between a new node and another process; the coordinator is in the first region."""
-        if node.region:
-            there = other.region if isinstance(other, SimNode) else self.options.regions[0]
-            shape = load_regions().shape(node.region, there)
-        else:
-            latency_s = self._rng.uniform(*self.options.latency_s)
-            bandwidth = self._rng.uniform(*self.options.bandwidth_bytes_per_s)
-            shape = LinkShape(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth)
-        return replace(shape, jitter_s=shape.latency_s / 10, loss=1e-4)
 
     # -- looking -----------------------------------------------------------------------------
 

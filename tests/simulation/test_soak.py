@@ -39,6 +39,7 @@ def test_a_seed_draws_the_same_world_each_time_and_seeds_draw_every_class() -> N
     assert any(fault.at_iteration for scenario in drawn for fault in scenario.options.faults)
     assert any(getattr(fault, "silent", False) for scenario in drawn for fault in scenario.options.faults)
     assert any(scenario.options.uplink_bytes_per_s for scenario in drawn)
+    assert {scenario.options.jitter for scenario in drawn} == {"uniform", "log-normal"}
 
 
 def test_leaving_a_class_out_changes_nothing_about_the_others() -> None:
