@@ -25,7 +25,7 @@ EventKind = Literal[
     "rerouted",  # a hop or data node chose another way: microbatch, reason
     "lost",  # a microbatch was started again or given up: reason
     "dropped",  # late or malformed input, counted: what, why
-    "committed",  # iteration, loss, tokens, seconds, partial and lost microbatches, clip_scale, holders
+    "committed",  # iteration, loss, tokens, seconds, partial, lost, silent, clip_scale, holders
     "round",  # an outer round: members and coverage per stage, or why it was skipped
     "leading",  # this node leads its cell from now on: term, reason
     "cell",  # a minority became a new cell, or nobody trained and the job was founded again: old, new, reason

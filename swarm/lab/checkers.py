@@ -122,21 +122,25 @@ def every_report_is_counted(world: World) -> Iterator[str]:
     """A leader counts the tokens of every data node whose report it must have had before its close.
 
     It must have had a report that was sent long before, in a cell to which nothing has been done. Its own
-    crosses no wire, but all that reported have their part in the gradient of the ends.
+    crosses no wire: but what is in the gradient of the ends is counted, or it says that it was lost.
     """
     histories, calm_s, now = world.evidence.histories, world.evidence.calm_s, virtual_now()
+    batch = world.job.pipeline.microbatch * world.job.data.sequence
     for told in histories.counted:
         for record in histories.records.get((told.cell, told.slot), ()):
             reports = world.wiretap.in_time(told.cell, told.slot, record.term)
             ends, there = record.sums[0], {node for row in record.roster for node in row} | set(reports)
-            calm = reports and min(calm_s(node, now) for node in there) > now - min(reports.values())
+            sent = min((at for at, _ in reports.values()), default=now)
+            calm = reports and min(calm_s(node, now) for node in there) > now - sent
             if not calm or not set(ends.contributors) <= {*reports, record.leader}:
                 continue
             _looked(world, every_report_is_counted)
-            if ends.tokens > told.tokens:
-                who = " and ".join(node[:12] for node in reports)
+            owed = max(ends.tokens - batch * told.lost, sum(tokens for _, tokens in reports.values()))
+            unheard = [node[:12] for node in reports if node[:12] in told.silent]
+            if owed > told.tokens or unheard:
+                who = " and ".join(unheard or [node[:12] for node in reports])
                 where = f"slot {told.slot} of {told.cell}"
-                yield f"{where} counts {told.tokens} of {ends.tokens} tokens, after reports of {who}"
+                yield f"{where} counts {told.tokens} of {owed} tokens, after reports of {who}"
 
 
 def only_the_admitted_are_seen(world: World) -> Iterator[str]:

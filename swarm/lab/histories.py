@@ -13,13 +13,17 @@ from transport.machine import NodeId
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What a leader told of the microbatches of a slot that it has closed itself."""
+    """What a leader told of the microbatches of a slot that it has closed itself.
+
+    silent: the first characters of the data nodes whose reports it had not.
+    """
 
     cell: str
     slot: int
     tokens: int
     partial: int
     lost: int
+    silent: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -74,7 +78,9 @@ class Histories:
             self.planned[key] = int(fields["microbatches"])
         if kind == "committed" and CLOSED_BEFORE not in fields.get("reasons", ()):
             numbers = (int(fields[name]) for name in ("slot", "tokens", "partial", "lost"))
-            self.counted.append(Counted(str(fields["cell"]), *numbers))
+            slot, tokens, partial, lost = numbers
+            silent = tuple(fields["silent"])
+            self.counted.append(Counted(str(fields["cell"]), slot, tokens, partial, lost, silent))
 
     def _keep(self, record: CellRecord) -> None:
         key = (record.cell, record.slot)

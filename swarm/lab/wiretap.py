@@ -30,8 +30,8 @@ class Wiretap:
 
     planned: (cell, slot, term, data node) -> how many microbatches; totals: of all of them;
         who plans for itself alone sends its plan to nobody.
-    reported: (cell, slot, term) -> data node -> when it sent its report. closed: -> when the leader first
-        asked to average.
+    reported: (cell, slot, term) -> data node -> when it sent its report, and of how many tokens.
+    closed: (cell, slot, term) -> when the leader first asked to average.
     parts: (cell, stage, iteration) of outer gradients that were sent. anchors: (cell, stage) of outer
         anchors that were.
     means: (stage, a member's origin, its iteration) -> members of the means that an owner told of.
@@ -42,7 +42,7 @@ class Wiretap:
     job: Job
     planned: dict[tuple[str, int, int, NodeId], int] = field(default_factory=dict)
     totals: dict[tuple[str, int, int], int] = field(default_factory=dict)
-    reported: dict[tuple[str, int, int], dict[NodeId, float]] = field(default_factory=dict)
+    reported: dict[tuple[str, int, int], dict[NodeId, tuple[float, int]]] = field(default_factory=dict)
     closed: dict[tuple[str, int, int], float] = field(default_factory=dict)
     parts: set[tuple[str, int, int]] = field(default_factory=set)
     means: dict[tuple[int, str, int], set[tuple[str, ...]]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Wiretap:
                 self._plan(body)
             case Report():
                 self._report(sender, body)
-                self.reported.setdefault((body.cell, body.slot, body.term), {})[sender] = now
+                self.reported.setdefault((body.cell, body.slot, body.term), {})[sender] = now, body.tokens
             case Close(act="step"):
                 self.closed.setdefault((body.cell, body.slot, body.term), now)
             case OuterDelta():
@@ -99,11 +99,13 @@ class Wiretap:
                 told = f"a mean of stage {body.stage} over {', '.join(body.members)}"
                 self.wrong.append(f"{sender[:12]} tells of {told}, but {member} has sent nothing for it")
 
-    def in_time(self, cell: str, slot: int, term: int) -> dict[NodeId, float]:
-        """Data nodes that sent their reports long before the slot was closed, and when they did."""
+    def in_time(self, cell: str, slot: int, term: int) -> dict[NodeId, tuple[float, int]]:
+        """Data nodes that sent their reports long before the slot was closed; when, of how many tokens."""
         key = (cell, slot, term)
         closed = self.closed.get(key, 0.0)
-        return {node: at for node, at in self.reported.get(key, {}).items() if at < closed - REPORT_S}
+        return {
+            node: said for node, said in self.reported.get(key, {}).items() if said[0] < closed - REPORT_S
+        }
 
     def planned_in(self, cell: str, slot: int, *, foundings_before: int = 0) -> int:
         """Microbatches of the largest plan that was sent for a slot.

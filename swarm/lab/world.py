@@ -263,6 +263,8 @@ class World:
         self.evidence.see(event)
         if event.kind in ("started", "left", "fault"):
             self.disturbed_at = event.time
+        if event.kind == "finished":  # it may be gone before the next look
+            self.done |= self.finished()
         if event.kind == "committed":
             self.iteration = max(self.iteration, int(event.fields["iteration"]))
             self.news.set()

@@ -8,6 +8,7 @@ accepted is proposed again, anything less is abandoned.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -205,7 +206,7 @@ class Leader(Office):
         """Ask the holders to average. A reducer that stayed silent is passed over."""
         if self.phase == "running" and isinstance(self._asked, Plan):
             feeders = (NodeId(microbatch.path[0][0]) for microbatch in self._asked.microbatches)
-            silent = sum(node not in self._reports for node in feeders)
+            silent = Counter(node for node in feeders if node not in self._reports)
             self.ledger.report(self._reports.values(), silent=silent)
         rows = self.appointments.fit_rows(self._rows)
         if without_silent:

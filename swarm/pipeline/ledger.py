@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from swarm.events import EventKind
@@ -33,26 +33,28 @@ class Ledger:
         self.attempt = 0
         self.sums: dict[int, Summed] = {}
         self._loss, self._tokens, self._partial, self._lost = 0.0, 0, 0, 0
+        self._silent: tuple[NodeId, ...] = ()
         self._history: dict[int, Signed] = {}
 
     # -- the slot ---------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Begin a slot."""
-        self.attempt, self.sums = 0, {}
+        self.attempt, self.sums, self._silent = 0, {}, ()
         self._loss, self._tokens, self._partial, self._lost = 0.0, 0, 0, 0
 
-    def report(self, reports: Iterable[Report], *, silent: int) -> None:
+    def report(self, reports: Iterable[Report], *, silent: Mapping[NodeId, int]) -> None:
         """The data nodes' losses and tokens, counted once, when the slot is closed.
 
-        silent: microbatches of data nodes that have not reported. Whatever became of them, their
-        loss is in no sum: they are lost.
+        silent: data nodes that have not reported, with their microbatches. Whatever became of these,
+        their loss is in no sum: they are lost.
         """
         told = list(reports)
         self._loss = sum(report.loss_sum for report in told)
         self._tokens = sum(report.tokens for report in told)
         self._partial = sum(report.partial for report in told)
-        self._lost = silent + sum(report.lost for report in told)
+        self._lost = sum(silent.values()) + sum(report.lost for report in told)
+        self._silent = tuple(sorted(silent))
 
     def open(self, act: Literal["step", "round"]) -> None:
         """Begin to average, perhaps once more because a reducer vanished."""
@@ -109,7 +111,14 @@ class Ledger:
     def committed(self, record: CellRecord, seconds: float) -> tuple[EventKind, dict[str, object]]:
         """The event that a decided record is worth, with what its data nodes and reducers have said."""
         reasons = self.reasons(record)
-        return committed(record, seconds=seconds, reasons=reasons, partial=self._partial, lost=self._lost)
+        return committed(
+            record,
+            seconds=seconds,
+            reasons=reasons,
+            partial=self._partial,
+            lost=self._lost,
+            silent=self._silent,
+        )
 
     def record(
         self, last: CellRecord, digest: str, term: int, leader: NodeId, roster: Roster, clip_norm: float

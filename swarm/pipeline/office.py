@@ -150,8 +150,8 @@ class Office(ABC):
     def _candidacy(self, now: float, *, silent: bool = False, overtaken: bool = False) -> Sequence[Effect]:
         """Stand, or wait for whoever is to lead.
 
-        overtaken: this node stood and learned a newer record. Whoever had that one may have given
-        way to it, so it stands again, though by the new record others may come before it.
+        overtaken: this node stood and learned a newer record. Whoever had that one may have given way
+        to it, or will when it is refused, so it stands again though others may come before it.
         """
         if is_finished(self.record, self.job):
             return []
@@ -162,7 +162,7 @@ class Office(ABC):
             return self._query(now, "the leader is silent")
         if ranking[0] == self.me and not self.election.in_office(ranking):
             return self._query(now, "first in line")
-        if overtaken and not self.election.in_office(ranking):
+        if overtaken and (self.record.term < self.term or not self.election.in_office(ranking)):
             return self._query(now, self.election.why)
         if self._until is None:
             self._until = now + self._patience()

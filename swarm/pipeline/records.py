@@ -110,11 +110,18 @@ def founding(
 
 
 def committed(
-    record: CellRecord, *, seconds: float, reasons: Iterable[str], partial: int, lost: int
+    record: CellRecord,
+    *,
+    seconds: float,
+    reasons: Iterable[str],
+    partial: int,
+    lost: int,
+    silent: Iterable[NodeId],
 ) -> tuple[EventKind, dict[str, object]]:
     """The event that a decided record is worth: its kind and fields.
 
     partial, lost: microbatches that reached only some of the stages, or none.
+    silent: data nodes that had not reported when the slot was closed, so that theirs are lost.
     reasons: what reducers said of stages that were not averaged, or not over all their holders.
     """
     fields: dict[str, object] = {
@@ -134,6 +141,7 @@ def committed(
         "tokens": record.tokens,
         "partial": partial,
         "lost": lost,
+        "silent": [node[:12] for node in silent],
         "clip_scale": round(record.clip_scale, 6),
         "holders": holders,
         "averaged": {str(s): [n[:12] for n in total.contributors] for s, total in enumerate(record.sums)},

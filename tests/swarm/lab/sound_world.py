@@ -164,7 +164,8 @@ class Made:
         self.note("planned", A, **about, iteration=slot, microbatches=microbatches, skipped=[])
 
     def commit(self, slot: int, **fields: Any) -> None:
-        told = {"cell": "c0", "slot": slot, "tokens": 2 * BATCH, "partial": 0, "lost": 0, "reasons": []}
+        told = {"cell": "c0", "slot": slot, "tokens": 2 * BATCH, "partial": 0, "lost": 0}
+        told |= {"silent": [], "reasons": []}
         self.note("committed", A, **(told | fields))
 
     def show(self, record: CellRecord, *nodes: NodeId) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from test_cell_log import IDENTITIES, IDS, Node, view_of
 
-from swarm.messages import CellRecord, Commit, Roster
+from swarm.messages import CellRecord, Commit, Query, Roster
 from swarm.pipeline.records import record_digest, sign_record
 from transport.machine import NodeId
 from transport.wire import Message, Signed
@@ -14,9 +14,8 @@ LOW, HIGH, LEAVER = BY_ID[0], BY_ID[1], BY_ID[2]
 NAMES = {name: IDS[index] for name, index in (("low", LOW), ("high", HIGH), ("leaver", LEAVER))}
 
 
-def record(slot: int, roster: Roster, previous: str = "") -> Signed:
-    """A record that the leaver led."""
-    leader = NAMES["leaver"]
+def record(slot: int, roster: Roster, previous: str = "", leader: str = NAMES["leaver"]) -> Signed:
+    """A record that the leaver led, or another."""
     act = "step" if slot else "found"
     body = CellRecord(
         cell="c0",
@@ -29,7 +28,7 @@ def record(slot: int, roster: Roster, previous: str = "") -> Signed:
         roster=roster,
         leader=leader,
     )
-    return sign_record(body, IDENTITIES[LEAVER].sign)
+    return sign_record(body, IDENTITIES[IDS.index(NodeId(leader))].sign)
 
 
 def test_two_candidates_whose_last_records_differ_do_not_wait_for_each_other() -> None:
@@ -63,3 +62,20 @@ def test_two_candidates_whose_last_records_differ_do_not_wait_for_each_other() -
     assert {node.follower.record.slot for node in nodes.values()} == {1}
     phases = {name: nodes[NAMES[name]].leader.phase for name in ("low", "high")}
     assert sorted(phases.values()) == ["closing", "following"], phases
+
+
+def test_who_stood_while_it_was_cut_off_does_not_wait_for_a_leader_that_it_will_refuse() -> None:
+    """It had raised the term, so each took the other for the leader, and all were patient in vain."""
+    low, high = NAMES["low"], NAMES["high"]
+    first = record(0, ((high,), (low,)), leader=high)
+    node = Node(LOW, first)
+    node.run(list(node.leader.observe(view_of({LOW, HIGH, LEAVER}), 0.0)), 0.0)
+    node.leader.heard(high, 1, 0.0)
+    due = node.leader.deadline()
+    assert due is not None
+    node.run(list(node.leader.tick(due)), due)
+    assert (node.leader.phase, node.leader.term) == ("querying", 2)
+    missed = record(1, ((high,), (low,)), record_digest(first), leader=high)
+    out = node.take(high, Message(Commit(cell="c0", slot=1, term=1, record=missed)), due)
+    asked = [(peer, body.slot, body.term) for peer, m in out if isinstance(body := m.body, Query)]
+    assert asked == [(high, 1, 3)]

@@ -291,6 +291,7 @@ def test_microbatches_of_a_data_node_that_does_not_report_in_time_are_told_as_lo
     leader.handle(A, summed(0), 99.0)
     noted = commit_told_of(leader, leader.handle(B, summed(1), 99.0))
     assert (noted.fields["tokens"], noted.fields["lost"]) == (0, JOB.pipeline.microbatches)
+    assert noted.fields["silent"] == [A[:12]]
 
 
 def test_only_members_promise_and_only_what_somebody_really_signed() -> None:
