@@ -109,7 +109,7 @@ class ArchiveHalf:
         """Collect until the other half is gone."""
         found: Resumable = await self._in_background(partial(newest_whole, self._directory, len(self._sizes)))
         self.iteration = found.iteration
-        self._bridge.send(FactsChanged(facts=_facts(self.iteration)))
+        self._bridge.send(FactsChanged(facts=_facts(self.iteration, self._job)))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for work in (self._listen, self._hear, self._keep_time, self._write_down, self._give_back):
@@ -298,7 +298,7 @@ class ArchiveHalf:
         self.iteration, self._goal, self._got = iteration, None, {}
         self._failures = {goal: kept for goal, kept in self._failures.items() if goal[1] > iteration}
         self._note(iteration=iteration, cell=cell, path=self._directory.name)
-        self._bridge.send(FactsChanged(facts=_facts(iteration)))
+        self._bridge.send(FactsChanged(facts=_facts(iteration, self._job)))
 
     def _write_stage(self, directory: Path, fetched: Fetched, meta: Meta, protect: At | None) -> None:
         write_checkpoint(directory, fetched.slot, self._matter.restored(fetched), meta, protect)
@@ -341,6 +341,7 @@ def _cell(fetched: Fetched) -> str:
     return str(fetched.facts.get("cell", ""))
 
 
-def _facts(iteration: int) -> Facts:
-    """What an archive that has looked at its disk says of it."""
-    return Facts(iteration=iteration, state="training")
+def _facts(iteration: int, job: Job) -> Facts:
+    """What an archive that has looked at its disk says of it: with the last iteration, that all is done."""
+    done = iteration >= job.inner.iterations
+    return Facts(iteration=iteration, state="finished" if done else "training")

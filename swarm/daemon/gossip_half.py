@@ -228,12 +228,12 @@ class GossipHalf:
 
     def _why_done(self) -> str:
         """Why there is nothing left to train, empty if there is."""
-        live = self.view.live()
+        members = self.view.members.values()
+        live = [m for m in members if m.live]
         # Who is in no cell has nothing to finish: a standby, one that came back too late, one that hangs.
         training = [m for m in live if m.facts.cell and m.facts.state != "finished"]
         if not training and any(m.facts.state == "finished" for m in live):
             return "the job is finished"
-        members = self.view.members.values()
         others = [m for m in members if m.record.role == "worker" and m.node != self.setup.record.node]
         alone = all(m.status in ("dead", "left") for m in others)
         if alone and self._progress.waiting_for and any(m.facts.state == "finished" for m in others):

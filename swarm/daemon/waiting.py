@@ -19,10 +19,10 @@ PAUSE_S = 5.0
 
 
 def is_done(view: View) -> bool:
-    """Somebody finished the job, and nobody trains it any more."""
-    workers = [m for m in view.members.values() if m.record.role == "worker"]
-    training = any(m.live and m.facts.cell and m.facts.state != "finished" for m in workers)
-    return not training and any(m.facts.state == "finished" for m in workers)
+    """Somebody finished the job, or has all of it archived, and nobody trains it any more."""
+    members = view.members.values()
+    training = any(m.live and m.facts.cell and m.facts.state != "finished" for m in members)
+    return not training and any(m.facts.state == "finished" for m in members)
 
 
 def coordinator_waits_for(view: View, job: Job, *, begun: bool, fit: int, short: str) -> str:

@@ -38,7 +38,8 @@ class Facts(BaseModel):
     loss: mean training loss of that iteration, nats a token.
     platform: device type, torch version, CPU kind; equal platforms must agree bit for bit.
     state: "standby" holds nothing, "restoring" fetches, "training" takes part, "finished";
-        of a coordinator: "standby" until it knows what is in its archive, then "training";
+        of a coordinator: "standby" until it knows what is in its archive, then "training", and "finished"
+        when that is the job's last iteration;
         "stuck" is what its gossip half says while the training half hangs.
     """
 

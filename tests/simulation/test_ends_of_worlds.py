@@ -85,3 +85,6 @@ def test_a_job_is_finished_though_its_last_holders_are_gone_before_anybody_looke
     played.assert_well()
     (finished,) = played.of("finished")
     assert 1.3 < finished.time < 2.25, "between two looks"
+    coordinator = played.world.coordinator
+    said = coordinator.view.members[coordinator.node].facts
+    assert (said.iteration, said.state) == (4, "finished"), "or its standbys would wait for ever"

@@ -249,6 +249,24 @@ def test_one_that_came_too_late_to_train_keeps_nobody_from_going_home(
     simulate(scene)
 
 
+def test_standbys_go_home_when_the_last_iteration_is_archived_though_all_who_trained_it_are_gone(
+    simulate: Callable[[Scene], None],
+) -> None:
+    """Nobody told them, and they stood by for ever."""
+
+    async def scene(table: Table) -> None:
+        coordinator, *workers = await table.meet(2)
+        coordinator.bridge.send(FactsChanged(facts=Facts(iteration=9, state="training")))
+        await asyncio.sleep(30.0)
+        assert not [worker for worker in workers if await worker.heard(Stop)]
+        coordinator.bridge.send(FactsChanged(facts=Facts(iteration=10, state="finished")))
+        for worker in workers:
+            assert (await worker.hears(Stop)).reason == "the job is finished"
+        assert not await coordinator.heard(Stop, within_s=20.0)
+
+    simulate(scene)
+
+
 def test_who_returns_after_the_others_finished_and_cannot_go_on_alone_goes_home(
     simulate: Callable[[Scene], None],
 ) -> None:

@@ -56,6 +56,8 @@ def test_a_coordinator_whose_job_nobody_trains_says_what_would_go_on() -> None:
     assert few.endswith("3 are enough for `farflung coordinator run DIR --resume`")
     finished = replace(member(1, "left", state="finished", iteration=9))
     assert waits(view(finished, member(2)), begun=True) == ""
+    archived = member(COORDINATOR, iteration=9, state="finished")
+    assert waits(view(member(1), member(2), archived), begun=True) == ""
 
 
 def test_the_figures_are_those_of_who_trains_then_of_who_did() -> None:
