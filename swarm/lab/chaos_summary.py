@@ -9,6 +9,7 @@ from typing import Any
 from swarm.lab.chaos_checks import NOT_JUDGED, Evidence, false_deaths, judge
 from swarm.lab.chaos_player import Player
 from swarm.lab.tally import Commit, Tally
+from swarm.lab.wan_shaper import LATE_S
 
 
 def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def render(found: dict[str, Any]) -> str:
         f"{found['kills']} killed: {kills}; longest gap without a commit {found['longest_gap_s']:.1f} s",
         f"stages recovered: {recovered}; the slowest in {slowest:.1f} s",
         f"false deaths: {found['false_deaths']}",
+        *([_carried(found["packets"])] if "packets" in found else []),
         *(f"DID NOT HAPPEN: {sentence}" for sentence in found["missed"]),
         *(f"  {_verdict(verdict)}  {name.replace('_', ' ')}" for name, verdict in found["checks"].items()),
         *(f"  not judged  {sentence}" for sentence in found["not_judged"]),
@@ -80,6 +82,14 @@ def render(found: dict[str, Any]) -> str:
         f"the story is in {found['out']}/run.jsonl, the nodes' logs are beside it",
     ]
     return "\n".join(lines)
+
+
+def _carried(packets: dict[str, int]) -> str:
+    """What the emulated network carried, and how far it was not what it was told to be."""
+    delivered, late = packets["delivered"], packets["late"]
+    share = late / max(1, delivered)
+    behind = f"{share:.2%} over {1000 * LATE_S:g} ms late, the latest by {packets['latest_ms']} ms"
+    return f"emulated network: {delivered:,} packets carried, {behind}"
 
 
 def _verdict(verdict: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ NETWORK = bytes((10, 77, 0))
 BURST_BYTES = 15_000
 """What a rate lets through at once after a rest: about as much as a home router."""
 HEADER_BYTES = 20
+LATE_S = 0.01
+"""A packet that is carried so long after its time waited for this machine, not for the network."""
 Pair = tuple[int, int]
 """(sender, receiver), as indices of nodes."""
 
@@ -66,7 +68,8 @@ class ShaperStats:
     """Packets and bytes so far.
 
     lost: by chance. cut: where nothing passes. crowded_out: by a full queue. strange: to nobody
-    here.
+    here. late: delivered more than `LATE_S` after their time, because this machine was busy, and
+    latest_ms: by how much the latest of all: what the network was like beyond what it was told to be.
     """
 
     delivered: int = 0
@@ -75,6 +78,15 @@ class ShaperStats:
     cut: int = 0
     crowded_out: int = 0
     strange: int = 0
+    late: int = 0
+    latest_ms: int = 0
+
+    def arrived(self, nbytes: int, late_s: float) -> None:
+        """Count a packet that was delivered so long after its time."""
+        self.delivered += 1
+        self.bytes += nbytes
+        self.late += late_s > LATE_S
+        self.latest_ms = max(self.latest_ms, int(1000 * late_s))
 
     def as_map(self) -> dict[str, int]:
         """For a line of JSON."""
@@ -173,8 +185,7 @@ class Shaper:
                 self.stats.cut += 1
             elif flying.landed or self._lands(flying):
                 arrived.append(Delivery(flying.pair[1], flying.packet))
-                self.stats.delivered += 1
-                self.stats.bytes += len(flying.packet)
+                self.stats.arrived(len(flying.packet), now - flying.due)
         return arrived
 
     def deadline(self) -> float | None:

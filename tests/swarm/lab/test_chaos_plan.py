@@ -341,6 +341,7 @@ def test_the_summary_says_what_was_not_checked_and_what_broke() -> None:
         "not_judged": ["queues and memory"],
         "broken": ["this is wrong"],
         "out": "chaos-out/1",
+        "packets": {"delivered": 2000, "late": 10, "latest_ms": 120},
     }
     text = render(found)
     assert "held   (3 slots)  a b" in text
@@ -348,4 +349,5 @@ def test_the_summary_says_what_was_not_checked_and_what_broke() -> None:
     assert "not checked (there was nothing to look at)  e f" in text
     assert "BROKEN: this is wrong" in text
     assert "not judged  queues and memory" in text
+    assert "2,000 packets carried, 0.50% over 10 ms late, the latest by 120 ms" in text
     assert "DID NOT HAPPEN: crash of holder:1 met nobody alive" in text

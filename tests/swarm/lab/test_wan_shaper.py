@@ -166,6 +166,16 @@ def test_packets_to_nobody_here_are_counted_and_dropped(strange: bytes) -> None:
     assert wire.stats.strange == 1
 
 
+def test_packets_that_a_busy_machine_carries_late_are_counted() -> None:
+    wire = shaper(PathShape(delay_s=0.04))
+    for sent_at in (0.0, 1.0, 2.0):
+        wire.handle(0, packet(1), sent_at)
+    wire.tick(0.041)
+    wire.tick(1.1)
+    wire.tick(2.0905)
+    assert (wire.stats.delivered, wire.stats.late, wire.stats.latest_ms) == (3, 2, 60)
+
+
 def test_addresses_and_receivers_belong_together() -> None:
     assert address_of(7) == "10.77.0.8"
     assert receiver_of(packet(7)) == 7
