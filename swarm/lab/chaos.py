@@ -16,7 +16,8 @@ from swarm.daemon.options import UserError
 from swarm.events import wall_time
 from swarm.job import Job, load_job
 from swarm.lab.chaos_checks import End, Evidence, training_went_on, views_tell_the_truth
-from swarm.lab.chaos_player import COORDINATOR, Player, refuse_impossible
+from swarm.lab.chaos_limits import refuse_impossible
+from swarm.lab.chaos_player import COORDINATOR, Player
 from swarm.lab.chaos_summary import summarize
 from swarm.lab.chaos_watch import EVERY_S, Watch
 from swarm.lab.checkers import SETTLE_S

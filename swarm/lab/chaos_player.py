@@ -12,14 +12,12 @@ from random import Random
 
 from swarm.daemon.archive import newest_whole
 from swarm.daemon.links import forget_ports
-from swarm.daemon.options import UserError
 from swarm.lab.faults import (
-    ClockSkew,
-    Corrupt,
     Crash,
     Cut,
     DiskFull,
     Fault,
+    Noise,
     Partition,
     Pause,
     Restart,
@@ -37,46 +35,8 @@ TURN_S = 0.1
 """A slowed training process is stopped for a part of every turn: shorter than any time-out,
 longer than the scheduler's own turns."""
 COORDINATOR = "coordinator"
-PLAYABLE = (Crash, Restart, Pause, Cut, Partition, SlowLink, SlowCompute, DiskFull)
-"""Every kind that `Player` carries out; whatever else a script may hold is refused."""
-
-
-def refuse_impossible(
-    faults: Sequence[Fault], *, nodes: int, stages: int, because: str, regions: Collection[str] = ()
-) -> None:
-    """Raise UserError for what real processes cannot be made to suffer.
-
-    stages: of the job. because: why there is no emulated network, empty if there is one. regions: with
-    a node in them.
-    """
-    for fault in faults:
-        silent = isinstance(fault, Crash | Restart) and fault.silent
-        if (isinstance(fault, Cut | Partition | SlowLink) or silent) and because:
-            what = f"a silent {fault.kind}" if silent else f"the fault {fault.kind!r}"
-            raise UserError(f"{what} needs the emulated network, but {because}")
-        if isinstance(fault, Corrupt):
-            why = "real bytes are under TCP's checksums and under encryption"
-            raise UserError(f"the fault 'corrupt' is for `farflung simulate`: {why}")
-        if isinstance(fault, ClockSkew):
-            why = "all processes here share this machine's clock"
-            raise UserError(f"the fault 'clock_skew' is for `farflung simulate`: {why}")
-        if isinstance(fault, SlowLink) and fault.over_s:
-            raise UserError(
-                "a slow_link with over_s is for `farflung simulate`: real links are slowed at once"
-            )
-        if not isinstance(fault, PLAYABLE):
-            raise UserError(
-                f"the fault {fault.kind!r} is for `farflung simulate`: real processes are spared it"
-            )
-        for selector in selectors_of(fault):
-            which, _, number = selector.partition(":")
-            if which == "region" and number not in regions:
-                known = f"only in {', '.join(sorted(regions))}" if regions else "in no region"
-                raise UserError(f"{selector!r} hits nobody: the nodes of this swarm are {known}")
-            if which in ("holder", "holders") and int(number) >= stages:
-                raise UserError(f"{selector!r} hits nobody: the job has {stages} stages, the first is 0")
-            if which == "node" and int(number) >= nodes:
-                raise UserError(f"{selector!r} names no node: there are {nodes}, node:0 is the first")
+OF_THE_NETWORK = ("slow_link", "noise")
+"""Kinds that outlive the process that they hit."""
 
 
 class Player:
@@ -160,7 +120,7 @@ class Player:
                     self._in_force = [
                         one
                         for one in self._in_force
-                        if one[1] != child.name or one[0].fault.kind == "slow_link"
+                        if one[1] != child.name or one[0].fault.kind in OF_THE_NETWORK
                     ]
                     self.killed.add(child.pid)
                     self._swarm.kill(child.name)
@@ -179,10 +139,14 @@ class Player:
                 for child in self._impose(firing, who):
                     self._swarm.note_fault(child, "disk_full")
                     limit_files(child, full=True)
-            case SlowLink(node=who, factor=factor):
+            case SlowLink(node=who, factor=factor, over_s=over_s):
                 for child in self._impose(firing, who):
                     self._swarm.note_fault(child, "slow_link")
-                    await self._network().slow(child.name, factor)
+                    await self._network().slow(child.name, factor, over_s=over_s)
+            case Noise(node=who) as noise:
+                for child in self._impose(firing, who):
+                    self._swarm.note_fault(child, "noise")
+                    await self._disturb(child, noise)
             case Cut(between=sides, one_way=one_way):
                 await self._cut(firing, sides, one_way=one_way)
             case Partition(groups=sides):
@@ -215,6 +179,12 @@ class Player:
                     await self._network().slow(child.name, factor)
                     if factor == 1.0:
                         self._swarm.note_fault(child, "link_restored")
+            case Noise():
+                for child in hit:
+                    newest = self._lift(firing, child)
+                    await self._disturb(child, newest)
+                    if newest is None:
+                        self._swarm.note_fault(child, "noise_over")
             case Cut() | Partition():
                 await self._network().heal(_cut_name(firing))
                 self._swarm.note("healed", cut=_cut_name(firing))
@@ -258,6 +228,12 @@ class Player:
             self.missed.append(hit_nobody(firing.fault))
 
     # -- how --------------------------------------------------------------------------------
+
+    async def _disturb(self, child: Child, noise: Fault | None) -> None:
+        if isinstance(noise, Noise):
+            await self._network().disturb(child.name, noise.loss, noise.duplication, noise.reordering)
+        else:
+            await self._network().disturb(child.name)
 
     async def _start_again(self, name: str) -> None:
         """With what is on its disk; the coordinator as a person would start it after a power cut."""

@@ -125,9 +125,17 @@ class WideArea:
         """Undo a cut."""
         await self._ask({"do": "heal", "name": name})
 
-    async def slow(self, process: str, factor: float) -> None:
-        """Make all paths of a process slower by a factor; 1 undoes it."""
-        await self._ask({"do": "slow", "node": self._names.index(process), "factor": factor})
+    async def slow(self, process: str, factor: float, *, over_s: float = 0.0) -> None:
+        """Make all paths of a process slower by a factor, reached over so many seconds; 1 undoes it."""
+        node = self._names.index(process)
+        await self._ask({"do": "slow", "node": node, "factor": factor, "over_s": over_s})
+
+    async def disturb(
+        self, process: str, loss: float = 0.0, duplication: float = 0.0, reordering: float = 0.0
+    ) -> None:
+        """Lose, double and delay these shares of a process's packets, both ways; nothing given undoes it."""
+        node = self._names.index(process)
+        await self._ask({"do": "disturb", "node": node, "noise": [loss, duplication, reordering]})
 
     async def stats(self) -> dict[str, int]:
         """Packets and bytes so far."""

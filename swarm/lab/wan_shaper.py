@@ -18,6 +18,8 @@ NETWORK = bytes((10, 77, 0))
 BURST_BYTES = 15_000
 """What a rate lets through at once after a rest: about as much as a home router."""
 HEADER_BYTES = 20
+OVERTAKEN_S = 0.05
+"""How much later than its time an overtaken packet or the copy of one comes, at most."""
 LATE_S = 0.01
 """A packet that is carried so long after its time waited for this machine, not for the network."""
 Pair = tuple[int, int]
@@ -93,6 +95,26 @@ class ShaperStats:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Shares of a node's packets, both ways, that are lost, doubled, or overtaken by those behind them."""
+
+    loss: float = 0.0
+    duplication: float = 0.0
+    reordering: float = 0.0
+
+    def worse(self, other: Noise) -> Noise:
+        """What a packet between two such nodes suffers."""
+        return Noise(
+            max(self.loss, other.loss),
+            max(self.duplication, other.duplication),
+            max(self.reordering, other.reordering),
+        )
+
+
+QUIET = Noise()
+
+
 @dataclass(slots=True)
 class Pipe:
     """A token bucket with a bounded queue: bytes pass one after another at a rate."""
@@ -142,7 +164,9 @@ class Shaper:
         queue_s = max((shape.queue_s for shape in paths.values()), default=0.0)
         self._up = [Pipe(access.up_bytes_per_s, queue_s) for access in accesses]
         self._down = [Pipe(access.down_bytes_per_s, queue_s) for access in accesses]
-        self._slowed: dict[int, float] = {}
+        self._slowed: dict[int, tuple[float, float, float, float]] = {}
+        """By node: the factor before, the factor to come, and from when to when it changes."""
+        self._noise: dict[int, Noise] = {}
         self._cuts: dict[str, frozenset[Pair]] = {}
         self._flying: list[_Flying] = []
         self._number = 0
@@ -162,19 +186,31 @@ class Shaper:
         if self._is_cut(pair):
             self.stats.cut += 1
             return
-        slow = self._slowness(pair)
+        slow = self._slowness(pair, now)
         sent_at = self._up[sender].passed_at(len(packet) * slow, now)
         if sent_at is not None:
             sent_at = path.pipe.passed_at(len(packet) * slow, sent_at)
         if sent_at is None:
             self.stats.crowded_out += 1
             return
-        if path.shape.loss and self._rng.random() < path.shape.loss:
+        noise = QUIET
+        if self._noise:
+            noise = self._noise.get(sender, QUIET).worse(self._noise.get(receiver, QUIET))
+        if self._chance(path.shape.loss) or self._chance(noise.loss):
             self.stats.lost += 1
             return
         flight_s = (path.shape.delay_s + path.shape.jitter_s * self._rng.random()) * slow
-        path.last = max(sent_at + flight_s, path.last)
-        self._launch(path.last, pair, packet)
+        due = max(sent_at + flight_s, path.last)
+        if self._chance(noise.reordering):
+            self._launch(due + OVERTAKEN_S * self._rng.random(), pair, packet)
+        else:
+            path.last = due
+            self._launch(due, pair, packet)
+        if self._chance(noise.duplication):
+            self._launch(due + OVERTAKEN_S * self._rng.random(), pair, packet)
+
+    def _chance(self, probability: float) -> bool:
+        return probability > 0 and self._rng.random() < probability
 
     def tick(self, now: float) -> list[Delivery]:
         """What has arrived by now, in the order of arrival."""
@@ -194,7 +230,7 @@ class Shaper:
 
     def _lands(self, flying: _Flying) -> bool:
         """Whether it is through the downlink at once; else it waits there, or is dropped."""
-        size = len(flying.packet) * self._slowness(flying.pair)
+        size = len(flying.packet) * self._slowness(flying.pair, flying.due)
         through_at = self._down[flying.pair[1]].passed_at(size, flying.due)
         if through_at is None:
             self.stats.crowded_out += 1
@@ -218,16 +254,26 @@ class Shaper:
         """Undo a cut; what another one holds apart stays apart."""
         self._cuts.pop(name, None)
 
-    def slow(self, node: int, factor: float) -> None:
-        """All paths of a node take `factor` times as long and carry 1/factor; 1 undoes it."""
-        self._slowed[node] = factor
+    def slow(self, node: int, factor: float, now: float, over_s: float = 0.0) -> None:
+        """All paths of a node take `factor` times as long and carry 1/factor, after `over_s`; 1 undoes it."""
+        self._slowed[node] = (self._factor(node, now), factor, now, now + over_s)
+
+    def disturb(self, node: int, noise: Noise) -> None:
+        """What its packets suffer from now on, both ways."""
+        self._noise[node] = noise
 
     def _is_cut(self, pair: Pair) -> bool:
         return any(pair in pairs for pairs in self._cuts.values())
 
-    def _slowness(self, pair: Pair) -> float:
+    def _slowness(self, pair: Pair, now: float) -> float:
         """As in the simulated world: the slower end is what both wait for."""
-        return max(self._slowed.get(end, 1.0) for end in pair)
+        return max(self._factor(end, now) for end in pair)
+
+    def _factor(self, node: int, now: float) -> float:
+        before, after, begins, ends = self._slowed.get(node, (1.0, 1.0, 0.0, 0.0))
+        if now >= ends:
+            return after
+        return before + (after - before) * max(0.0, now - begins) / (ends - begins)
 
 
 def address_of(node: int) -> str:

@@ -15,7 +15,8 @@ import pytest
 from swarm.daemon.options import UserError
 from swarm.lab import chaos
 from swarm.lab.chaos import ChaosOptions, chaos_job, prepare
-from swarm.lab.chaos_player import Player, limit_files, refuse_impossible
+from swarm.lab.chaos_limits import refuse_impossible
+from swarm.lab.chaos_player import Player, limit_files
 from swarm.lab.chaos_summary import longest_gap_s, render
 from swarm.lab.faults import Restart, load_faults, parse_faults
 from swarm.lab.processes import Child, RealSwarm
@@ -46,7 +47,7 @@ def test_a_network_that_is_demanded_and_impossible_is_refused(monkeypatch: pytes
     [
         ('kind = "corrupt"\nnode = "random"', "for `farflung simulate`"),
         ('kind = "clock_skew"\nnode = "random"\nby_s = 5', "share this machine's clock"),
-        ('kind = "noise"\nnode = "random"\nduplication = 0.1', "real processes are spared it"),
+        ('kind = "noise"\nnode = "random"\nduplication = 0.1', "needs the emulated network"),
         ('kind = "crash"\nnode = "region:Tokyo"', "are in no region"),
         ('kind = "crash"\nnode = "node:8"', "there are 8"),
         ('kind = "crash"\nnode = "holders:2"', "'holders:2' hits nobody: the job has 2 stages"),
@@ -70,12 +71,6 @@ def test_regions_are_dealt_in_turn_and_named_ones_can_be_hit(
     assert "geo-distributed, 12 regions" in scene.network()
     with pytest.raises(UserError, match="regions need the emulated network, but --no-wan was given"):
         prepare(ChaosOptions(regions="geo-distributed", wan=False))
-
-
-def test_a_link_that_degrades_slowly_is_refused_too() -> None:
-    script = '[[fault]]\nat_s = 1\nkind = "slow_link"\nnode = "random"\nfactor = 3\nover_s = 5\n'
-    with pytest.raises(UserError, match="slowed at once"):
-        refuse_impossible(parse_faults(script), nodes=8, stages=2, because="")
 
 
 def test_fewer_nodes_than_the_job_waits_for_are_refused(tmp_path: Path) -> None:
@@ -148,8 +143,11 @@ class FakeSwarm:
 class FakeWan:
     done: list[tuple[object, ...]]
 
-    async def slow(self, process: str, factor: float) -> None:
-        self.done.append(("wan slow", process, factor))
+    async def slow(self, process: str, factor: float, *, over_s: float = 0.0) -> None:
+        self.done.append(("wan slow", process, factor, over_s)[: 4 if over_s else 3])
+
+    async def disturb(self, process: str, *shares: float) -> None:
+        self.done.append(("wan noise", process, *shares))
 
     async def cut(self, name: str, sides: list[list[str]], *, one_way: bool = False) -> None:
         self.done.append(("wan cut", *map(tuple, sides)))
@@ -222,6 +220,25 @@ async def test_a_paused_node_that_is_killed_is_not_told_to_go_on(tmp_path: Path)
     swarm, player = await play(script, [1.0, 2.0, 7.0], tmp_path)
     assert swarm.done == [("pause", "node-1"), ("pause", "node-2"), ("kill", "node-1"), ("proceed", "node-2")]
     assert player.paused == set()
+
+
+async def test_links_degrade_over_time_and_noise_ends(tmp_path: Path) -> None:
+    script = """
+        fault = [
+            {at_s = 1, kind = "slow_link", node = "node:1", factor = 3, over_s = 4},
+            {at_s = 1, kind = "noise", node = "node:0", loss = 0.1, duplication = 0.2, for_s = 5},
+            {at_s = 2, kind = "noise", node = "node:0", reordering = 0.3, for_s = 9},
+        ]
+    """
+    swarm, _ = await play(script, [1.0, 2.0, 7.0, 12.0], tmp_path)
+    assert [done for done in swarm.done if done[0] in ("wan slow", "wan noise")] == [
+        ("wan slow", "node-2", 3.0, 4.0),
+        ("wan noise", "node-1", 0.1, 0.2, 0.0),
+        ("wan noise", "node-1", 0.0, 0.0, 0.3),
+        ("wan noise", "node-1", 0.0, 0.0, 0.3),
+        ("wan noise", "node-1"),
+    ]
+    assert swarm.done[-1] == ("noise_over", "node-1")
 
 
 async def test_of_two_faults_of_a_kind_the_newer_holds_until_each_has_ended(tmp_path: Path) -> None:

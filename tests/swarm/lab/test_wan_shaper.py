@@ -10,6 +10,7 @@ from swarm.lab.wan_shaper import (
     BURST_BYTES,
     Access,
     Delivery,
+    Noise,
     PathShape,
     Pipe,
     Shaper,
@@ -142,15 +143,15 @@ def test_what_two_cuts_hold_apart_stays_apart_until_both_heal() -> None:
 
 def test_a_slow_node_takes_longer_and_carries_less_and_recovers() -> None:
     wire = shaper(PathShape(delay_s=0.1, bytes_per_s=100_000.0, queue_s=60.0))
-    wire.slow(0, 2.0)
-    wire.slow(1, 3.0)
+    wire.slow(0, 2.0, 0.0)
+    wire.slow(1, 3.0, 0.0)
     for _ in range(50):
         wire.handle(0, packet(1, 1000), 0.0)
     assert drain(wire)[-1][0] == pytest.approx((150_000 - BURST_BYTES) / 100_000 + 0.3)
-    wire.slow(1, 1.0)
+    wire.slow(1, 1.0, 9.0)
     wire.handle(0, packet(1), 9.0)
     assert drain(wire)[-1][0] == pytest.approx(9.2)
-    wire.slow(0, 1.0)
+    wire.slow(0, 1.0, 18.0)
     wire.handle(0, packet(1), 18.0)
     assert drain(wire)[-1][0] == pytest.approx(18.1)
 
@@ -164,6 +165,31 @@ def test_packets_to_nobody_here_are_counted_and_dropped(strange: bytes) -> None:
     wire.handle(0, strange, 0.0)
     assert drain(wire) == []
     assert wire.stats.strange == 1
+
+
+def test_a_link_degrades_little_by_little() -> None:
+    wire = shaper(PathShape(delay_s=0.1))
+    wire.slow(0, 5.0, 0.0, over_s=10.0)
+    for sent_at, arrives in ((0.0, 0.1), (5.0, 5.3), (20.0, 20.5)):
+        wire.handle(0, packet(1), sent_at)
+        assert drain(wire)[-1][0] == pytest.approx(arrives)
+
+
+def test_noise_loses_doubles_and_delays_the_packets_of_a_node_both_ways_and_no_others() -> None:
+    def arrived(noise: Noise, sender: int = 0, to: int = 1) -> list[int]:
+        wire = shaper(PathShape(delay_s=0.01))
+        wire.disturb(1, noise)
+        for number in range(200):
+            wire.handle(sender, packet(to, mark=number), number / 1000)
+        return [delivered[20] for _, _, delivered in drain(wire)]
+
+    everything = list(range(200))
+    for way in ({}, {"sender": 1, "to": 0}):
+        assert 120 < len(arrived(Noise(loss=0.3), **way)) < 160
+        assert 240 < len(arrived(Noise(duplication=0.3), **way)) < 280
+        late = arrived(Noise(reordering=0.3), **way)
+        assert sorted(late) == everything and late != everything
+    assert arrived(Noise(0.9, 0.9, 0.9), sender=0, to=2) == everything
 
 
 def test_packets_that_a_busy_machine_carries_late_are_counted() -> None:
