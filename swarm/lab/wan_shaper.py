@@ -271,9 +271,9 @@ class Shaper:
 
     def _factor(self, node: int, now: float) -> float:
         before, after, begins, ends = self._slowed.get(node, (1.0, 1.0, 0.0, 0.0))
-        if now >= ends:
-            return after
-        return before + (after - before) * max(0.0, now - begins) / (ends - begins)
+        if now >= ends or now < begins:
+            return after if now >= ends else before
+        return before + (after - before) * (now - begins) / (ends - begins)
 
 
 def address_of(node: int) -> str:

@@ -175,6 +175,14 @@ def test_a_link_degrades_little_by_little() -> None:
         assert drain(wire)[-1][0] == pytest.approx(arrives)
 
 
+def test_a_packet_that_landed_before_its_node_was_slowed_lands_as_it_was() -> None:
+    """Told of both at one moment, the forwarder asked how slow the node was at an earlier one, and died."""
+    wire = shaper(PathShape(delay_s=0.1))
+    wire.handle(0, packet(1), 0.0)
+    wire.slow(1, 5.0, 0.2)
+    assert wire.tick(0.3) == [Delivery(1, packet(1))]
+
+
 def test_noise_loses_doubles_and_delays_the_packets_of_a_node_both_ways_and_no_others() -> None:
     def arrived(noise: Noise, sender: int = 0, to: int = 1) -> list[int]:
         wire = shaper(PathShape(delay_s=0.01))
