@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 
 from swarm.lab.wan_namespaces import congestion_control, make, name_of, open_tun, remove
-from swarm.lab.wan_shaper import Access, Noise, Pair, PathShape, Shaper, address_of
+from swarm.lab.wan_shaper import Access, Disturbance, Pair, PathShape, Shaper, address_of
 
 PACKET_BYTES_MAX = 1 << 16
 PACKETS_AT_ONCE = 64
@@ -54,7 +54,7 @@ def obey(shaper: Shaper, order: Mapping[str, Any]) -> dict[str, int]:
         case "slow":
             shaper.slow(order["node"], order["factor"], time.monotonic(), order["over_s"])
         case "disturb":
-            shaper.disturb(order["node"], Noise(*order["noise"]))
+            shaper.disturb(order["node"], Disturbance(*order["noise"]))
     return shaper.stats.as_map()
 
 

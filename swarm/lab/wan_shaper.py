@@ -96,23 +96,23 @@ class ShaperStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
+class Disturbance:
     """Shares of a node's packets, both ways, that are lost, doubled, or overtaken by those behind them."""
 
     loss: float = 0.0
     duplication: float = 0.0
     reordering: float = 0.0
 
-    def worse(self, other: Noise) -> Noise:
+    def worse(self, other: Disturbance) -> Disturbance:
         """What a packet between two such nodes suffers."""
-        return Noise(
+        return Disturbance(
             max(self.loss, other.loss),
             max(self.duplication, other.duplication),
             max(self.reordering, other.reordering),
         )
 
 
-QUIET = Noise()
+QUIET = Disturbance()
 
 
 @dataclass(slots=True)
@@ -166,7 +166,7 @@ class Shaper:
         self._down = [Pipe(access.down_bytes_per_s, queue_s) for access in accesses]
         self._slowed: dict[int, tuple[float, float, float, float]] = {}
         """By node: the factor before, the factor to come, and from when to when it changes."""
-        self._noise: dict[int, Noise] = {}
+        self._noise: dict[int, Disturbance] = {}
         self._cuts: dict[str, frozenset[Pair]] = {}
         self._flying: list[_Flying] = []
         self._number = 0
@@ -199,7 +199,7 @@ class Shaper:
         if self._chance(path.shape.loss) or self._chance(noise.loss):
             self.stats.lost += 1
             return
-        flight_s = (path.shape.delay_s + path.shape.jitter_s * self._rng.random()) * slow
+        flight_s = path.shape.delay_s * slow + path.shape.jitter_s * self._rng.random()
         due = max(sent_at + flight_s, path.last)
         if self._chance(noise.reordering):
             self._launch(due + OVERTAKEN_S * self._rng.random(), pair, packet)
@@ -255,10 +255,10 @@ class Shaper:
         self._cuts.pop(name, None)
 
     def slow(self, node: int, factor: float, now: float, over_s: float = 0.0) -> None:
-        """All paths of a node take `factor` times as long and carry 1/factor, after `over_s`; 1 undoes it."""
+        """All paths of a node get `factor` times the delay and 1/factor of the rate, after `over_s`."""
         self._slowed[node] = (self._factor(node, now), factor, now, now + over_s)
 
-    def disturb(self, node: int, noise: Noise) -> None:
+    def disturb(self, node: int, noise: Disturbance) -> None:
         """What its packets suffer from now on, both ways."""
         self._noise[node] = noise
 

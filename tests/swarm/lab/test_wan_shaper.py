@@ -10,7 +10,7 @@ from swarm.lab.wan_shaper import (
     BURST_BYTES,
     Access,
     Delivery,
-    Noise,
+    Disturbance,
     PathShape,
     Pipe,
     Shaper,
@@ -19,6 +19,7 @@ from swarm.lab.wan_shaper import (
     full_mesh,
     receiver_of,
 )
+from transport.sim_paths import LinkShape
 
 
 def packet(to: int, size: int = 100, mark: int = 0) -> bytes:
@@ -175,6 +176,16 @@ def test_a_link_degrades_little_by_little() -> None:
         assert drain(wire)[-1][0] == pytest.approx(arrives)
 
 
+def test_a_slow_node_has_longer_delays_and_no_more_jitter_than_in_the_simulated_world() -> None:
+    wire, late = shaper(PathShape(delay_s=0.1, jitter_s=0.1)), []
+    wire.slow(0, 5.0, 0.0)
+    for number in range(100):
+        wire.handle(0, packet(1), float(number))
+        late.append(drain(wire)[-1][0] - number)
+    slowed = LinkShape(latency_s=0.1, jitter_s=0.1).slowed(5.0)
+    assert slowed.latency_s <= min(late) and max(late) <= slowed.latency_s + slowed.jitter_s + 1e-9
+
+
 def test_a_packet_that_landed_before_its_node_was_slowed_lands_as_it_was() -> None:
     """Told of both at one moment, the forwarder asked how slow the node was at an earlier one, and died."""
     wire = shaper(PathShape(delay_s=0.1))
@@ -184,7 +195,7 @@ def test_a_packet_that_landed_before_its_node_was_slowed_lands_as_it_was() -> No
 
 
 def test_noise_loses_doubles_and_delays_the_packets_of_a_node_both_ways_and_no_others() -> None:
-    def arrived(noise: Noise, sender: int = 0, to: int = 1) -> list[int]:
+    def arrived(noise: Disturbance, sender: int = 0, to: int = 1) -> list[int]:
         wire = shaper(PathShape(delay_s=0.01))
         wire.disturb(1, noise)
         for number in range(200):
@@ -193,11 +204,11 @@ def test_noise_loses_doubles_and_delays_the_packets_of_a_node_both_ways_and_no_o
 
     everything = list(range(200))
     for way in ({}, {"sender": 1, "to": 0}):
-        assert 120 < len(arrived(Noise(loss=0.3), **way)) < 160
-        assert 240 < len(arrived(Noise(duplication=0.3), **way)) < 280
-        late = arrived(Noise(reordering=0.3), **way)
+        assert 120 < len(arrived(Disturbance(loss=0.3), **way)) < 160
+        assert 240 < len(arrived(Disturbance(duplication=0.3), **way)) < 280
+        late = arrived(Disturbance(reordering=0.3), **way)
         assert sorted(late) == everything and late != everything
-    assert arrived(Noise(0.9, 0.9, 0.9), sender=0, to=2) == everything
+    assert arrived(Disturbance(0.9, 0.9, 0.9), sender=0, to=2) == everything
 
 
 def test_packets_that_a_busy_machine_carries_late_are_counted() -> None:
