@@ -186,11 +186,17 @@ def _bulk_bytes_max(world: World) -> float:
 
 
 def views_tell_the_truth(world: World) -> Iterator[str]:
-    """Long enough after the last disturbance everybody knows who is there and who is not."""
+    """Long enough after the last disturbance everybody knows who is there and who is not.
+
+    But for who stands still: it knows nothing new, and it looks as if it were gone.
+    """
     if world.quiet_s() < SETTLE_S:
         return
+    still = [process for process in world.live() if world.evidence.hinders(process.node)]
     for process in world.live():
         for other in world.processes:
+            if process in still or other in still:
+                continue
             _looked(world, views_tell_the_truth)
             status = process.view.status(other.node)
             if other.running and status != "alive":

@@ -24,7 +24,7 @@ RESYNC_S = 30.0
 """Within which a holder that missed a step has taken the state again."""
 HINDERS = frozenset(("pause", "cut", "partition", "slow_link", "noise"))
 """Faults during which a node need not be heard."""
-MISSED = re.compile(r"(?:step|round) of stage (\d+), slot ")
+MISSED = re.compile(r"step of stage (\d+), slot ")
 
 
 @dataclass(slots=True)
@@ -99,9 +99,12 @@ class Evidence:
 
     def calm_s(self, node: str, now: float) -> float:
         """For how long nothing has been done to a node; 0 while something hinders it."""
+        return 0.0 if self.hinders(node) else now - self.calm_since.get(node, 0.0)
+
+    def hinders(self, node: str) -> set[str]:
+        """The kinds of faults that hinder a node now."""
         life = self.lives.get(node, 0)
-        hindered = any(kind != "pause" or began == life for kind, began in self.hindered.get(node, ()))
-        return 0.0 if hindered else now - self.calm_since.get(node, 0.0)
+        return {kind for kind, began in self.hindered.get(node, ()) if kind != "pause" or began == life}
 
     def fail(self, process: SimProcess, error: Exception) -> None:
         """An error ended a process."""

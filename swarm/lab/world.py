@@ -228,15 +228,19 @@ class World:
         return [process for process in self.processes if process.running]
 
     def quiet_s(self) -> float:
-        """Virtual seconds since something was done to somebody, or somebody started or left."""
-        return virtual_now() - self.disturbed_at
+        """Virtual seconds since something was done to somebody, or somebody started or left.
+
+        None while a fault lasts in which what one says of another need not be so: a pause is none.
+        """
+        misled = any(self.evidence.hinders(process.node) - {"pause"} for process in self.processes)
+        return 0.0 if misled else virtual_now() - self.disturbed_at
 
     def _overhear(self, sender: NodeId, body: Body) -> None:
         cells = (node.trainer.cell for node in self.nodes if node.node == sender and node.trainer)
         self.wiretap.hear(sender, next(cells, ""), body, virtual_now())
 
     def holders(self) -> dict[int, list[str]]:
-        """Running holders of each stage, by the facts they advertise, in the order of the nodes."""
+        """Running holders of each stage, by what they really have, in the order of the nodes."""
         held: dict[int, list[str]] = {}
         for node in self.nodes:
             for stage in sorted(node.trainer.computing.stages) if node.trainer else ():

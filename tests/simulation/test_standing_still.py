@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_worlds import Played, fault, play, script, small_job
 
+from swarm.lab.checkers import SETTLE_S, views_tell_the_truth
 from swarm.lab.sim_node import SimNode
 from swarm.lab.soak import TINY
 from swarm.lab.world import World
@@ -40,6 +41,27 @@ def test_a_node_that_stands_still_for_40_seconds_is_given_up_and_returns_to_the_
     node = played.world.nodes[3].node
     live = [process for process in played.world.nodes if process.node != node]
     assert all(process.view.status(node) == "alive" for process in live)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        'kind = "pause"\nnode = "node:2"',
+        'kind = "partition"\ngroups = [["node:2"], ["coordinator", "node:0", "node:1"]]',
+        'kind = "cut"\nbetween = [["node:2"], ["coordinator", "node:0", "node:1"]]\none_way = true',
+    ],
+)
+def test_who_cannot_be_heard_for_longer_than_views_take_to_settle_is_not_held_against_them(what: str) -> None:
+    """It lasted 90 s, and after 60 s of it those who took the unheard for dead were told as broken."""
+    job, long = (
+        small_job(nodes=3, cells=1, stages=2, iterations=20),
+        f"[[fault]]\nat_s = 2\nfor_s = 90\n{what}",
+    )
+    played = play(job, script(long), until_s=300, model=TINY, flops_per_s=1e7, settle_s=SETTLE_S + 5)
+    played.assert_well()
+    assert played.outcome.seconds > 92 + SETTLE_S, "the last fault is over, and views have settled"
+    assert buried(played)
+    assert played.outcome.looked[views_tell_the_truth.__name__]
 
 
 def test_queues_stay_within_their_limits_while_a_peer_takes_nothing() -> None:

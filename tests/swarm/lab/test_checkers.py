@@ -142,6 +142,19 @@ def gone(world: Made, status: Status) -> None:
         world.sees(process, row(C, status))
 
 
+def stands_still(world: Made, *, seen_by: str) -> None:
+    """B has stood still for longer than views take to settle, and one of the others does not see it."""
+    world.note("fault", B, what="pause")
+    world.sees(world.b, world.told(A, "dead"))
+    world.sees(world.a, world.told(C if seen_by == "its neighbours" else B, "suspect"))
+
+
+case(
+    checkers.views_tell_the_truth,
+    "the living suspected while another stands still",
+    lambda w: stands_still(w, seen_by="its neighbours"),
+    lambda w: stands_still(w, seen_by="all"),
+)
 case(checkers.views_tell_the_truth, "the dead alive", lambda w: gone(w, "alive"), lambda w: gone(w, "dead"))
 
 
