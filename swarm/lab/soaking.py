@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class SoakOptions:
 
     until_s: end every world there, to look at what comes before something breaks; 0: at its own end.
     commit: of the tree that is played, "" keeps nothing. out: where results are kept, and the
-        events of worlds that broke.
+        events of worlds that broke; beside them, those of worlds that `until_s` ended.
     """
 
     seeds: int = 50
@@ -61,7 +62,8 @@ def play_seed(seed: int, options: SoakOptions) -> dict[str, Any]:
     began = time.process_time()
     outcome = play(scenario)
     if outcome.broken or options.until_s:
-        write_run(outcome.events, options.out / f"seed-{seed}")
+        ended = f"-until-{options.until_s:g}" if options.until_s else ""
+        write_run(outcome.events, options.out / f"seed-{seed}{ended}")
     return result(seed, scenario, outcome, time.process_time() - began)
 
 
@@ -167,6 +169,7 @@ def _in_children(seeds: Sequence[int], options: SoakOptions) -> Iterator[dict[st
         subprocess.Popen(
             [sys.executable, "-m", "swarm.lab.soaking", "--answer", "--out", str(options.out)]
             + (["--classes", ",".join(options.classes)] if options.classes else [])
+            + (["--until", str(options.until_s)] if options.until_s else [])
             + ["--only", ",".join(map(str, seeds[job :: options.jobs]))],
             stdout=subprocess.PIPE,
             text=True,
@@ -187,13 +190,24 @@ def _in_children(seeds: Sequence[int], options: SoakOptions) -> Iterator[dict[st
             child.communicate()
 
 
+def _moment(text: str) -> float:
+    """A virtual second after the start."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return seconds
+
+
 def _parse(words: Sequence[str]) -> tuple[SoakOptions, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="scripts/soak", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=50, help="how many worlds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--classes", default="", help=f"only these, by commas: {', '.join(CLASSES)}, liar")
-    parser.add_argument("--until", type=float, default=0.0, help="end every world at this virtual second")
+    parser.add_argument("--until", type=_moment, default=0.0, help="end every world at this virtual second")
     parser.add_argument("--out", type=Path, default=Path(".soak"), help="where results are kept")
     parser.add_argument("--commit", default="", help="of the tree; without it nothing is kept")
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from swarm.lab.soak import CLASSES, draw
+from swarm.events import Event
+from swarm.lab.soak import CLASSES, Scenario, draw
 from swarm.lab.soaking import SoakOptions, known, main, play_seed, render, soak
-from swarm.lab.world import World, WorldOptions
+from swarm.lab.world import Outcome, World, WorldOptions
 
 PLAYED = 50
 
@@ -134,9 +135,39 @@ def test_a_broken_seed_is_told_with_its_sentence_its_events_and_how_to_play_it_a
 def test_playing_until_just_before_stops_there_and_writes_the_events(tmp_path: Path) -> None:
     assert main(["--seeds", "1", "--first", "0", "--until", "5", "--out", str(tmp_path)]) == 0
     times = [
-        json.loads(line)["time"] for line in (tmp_path / "seed-0" / "run.jsonl").read_text().splitlines()
+        json.loads(line)["time"]
+        for line in (tmp_path / "seed-0-until-5" / "run.jsonl").read_text().splitlines()
     ]
     assert 4 < max(times) < 8
+
+
+def test_jobs_end_their_worlds_where_they_were_told_to(tmp_path: Path) -> None:
+    played = list(soak(SoakOptions(seeds=2, jobs=2, until_s=4.0, out=tmp_path)))
+    assert [found["seed"] for found in played] == [0, 1]
+    assert all(4 <= found["virtual_s"] < 8 for found in played)
+
+
+@pytest.mark.parametrize("until", ["-3", "0", "nan", "inf", "soon"])
+def test_an_end_that_no_world_comes_to_is_a_mistake(until: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--seeds", "1", f"--until={until}"])
+    assert ended.value.code == 2
+    assert f"{until} is not a number of seconds above 0" in capsys.readouterr().err
+
+
+def test_playing_again_until_just_before_spares_the_events_of_the_broken_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broke(scenario: Scenario) -> Outcome:
+        event = Event("fault", scenario.options.until_s, "n", {"what": "crash"})
+        return Outcome(events=(event,), seconds=9.0, finished=False, broken=("two records",))
+
+    monkeypatch.setattr("swarm.lab.soaking.play", broke)
+    play_seed(3, SoakOptions(out=tmp_path))
+    written = (tmp_path / "seed-3" / "run.jsonl").read_bytes()
+    play_seed(3, SoakOptions(out=tmp_path, until_s=5.0))
+    assert (tmp_path / "seed-3" / "run.jsonl").read_bytes() == written
+    assert b'"time":5' in (tmp_path / "seed-3-until-5" / "run.jsonl").read_bytes()
 
 
 def test_a_class_that_does_not_exist_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
