@@ -28,6 +28,8 @@ AWAY_S = 300.0
 """Mean time until a node comes back, where a rate says nothing about it."""
 PAPER_ITERATION_S = 91.3
 """Of CheckFree's medium model on its emulated network of 7 regions."""
+AT_ITERATIONS = "checkfree:"
+"""How what fails stages at iterations is asked for, not nodes at times."""
 RATES = (0.05, 0.10, 0.16, 0.33)
 """Per hour, of CheckFree's experiments."""
 Reading = Literal["per_stage", "one_stage"]
@@ -230,8 +232,8 @@ def churn(
     preset = PRESETS.get(text)
     if preset is not None:
         return preset(range(nodes), hours, rng)
-    paper = text.startswith("checkfree:")
-    percent = _percent(text.removeprefix("checkfree:"), text)
+    paper = text.startswith(AT_ITERATIONS)
+    percent = _percent(text.removeprefix(AT_ITERATIONS), text)
     if not paper:
         return by_rate(range(nodes), percent / 100, hours, rng)
     if stages < 2:

@@ -77,7 +77,12 @@ def _live(events: Sequence[Event]) -> Iterator[tuple[float, int]]:
 
 
 def per_second(tokens: Sequence[tuple[float, float, int]], seconds: float, bins: int) -> list[float]:
-    """Tokens per second in each of so many equal parts of the run, spread evenly over an iteration."""
+    """Tokens per second in each of so many equal parts of the run, spread evenly over an iteration.
+
+    None at all of a run that ended as it began.
+    """
+    if not seconds:
+        return [0.0] * bins
     width = seconds / bins
     sums = [0.0] * bins
     for begin, end, count in tokens:
@@ -125,7 +130,7 @@ def plot_run(events: Sequence[Event], seconds: float, path: Path) -> None:
         axes.set_axisbelow(True)
         for time, _ in told.faults:
             axes.axvline(time, color=FAULT, alpha=0.35, linewidth=0.8)
-    loss.set_xlim(0, seconds)
+    loss.set_xlim(0, seconds or 1.0)
     figure.align_ylabels()
     speed.set_xlabel("virtual time (s)")
     figure.suptitle(_title(told, seconds), x=0.01, ha="left", fontsize=11, color=INK)

@@ -7,7 +7,7 @@ holder of stage K), "holders:K" (all of them), "region:NAME" (every live node of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Annotated
@@ -45,6 +45,22 @@ class Standing:
 def may_fit_later(selector: str) -> bool:
     """Whether somebody may come to be meant who is not now: it names a part, not a process."""
     return selector.partition(":")[0] in ("random", "holder", "holders", "region")
+
+
+def hits_nobody(selector: str, *, nodes: int, stages: int, regions: Collection[str]) -> str:
+    """Why a selector can never mean anybody, in a sentence; empty if it may.
+
+    stages: of the job. regions: that a node stands in.
+    """
+    which, _, name = selector.partition(":")
+    if which == "region" and name not in regions:
+        known = f"only in {', '.join(sorted(set(regions)))}" if regions else "in no region, without --regions"
+        return f"{selector!r} hits nobody: the nodes of this swarm are {known}"
+    if which in ("holder", "holders") and int(name) >= stages:
+        return f"{selector!r} hits nobody: the job has {stages} stages, the first is 0"
+    if which == "node" and int(name) >= nodes:
+        return f"{selector!r} names no node: there are {nodes}, node:0 is the first"
+    return ""
 
 
 def select(selector: str, standing: Standing, rng: Random) -> tuple[str, ...]:

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from swarm.daemon.options import UserError
 from swarm.events import Event
 from swarm.job import Job, load_job
-from swarm.lab.churn import HOUR_S, churn, sped_up
+from swarm.lab.churn import AT_ITERATIONS, HOUR_S, churn, sped_up
 from swarm.lab.faults import Fault, load_faults, selectors_of
 from swarm.lab.playing import run_world
 from swarm.lab.plot import check_plot, plot_run
 from swarm.lab.recipes import ModelName, large_job, simulated_job
 from swarm.lab.regions import load_regions
+from swarm.lab.selectors import hits_nobody
 from swarm.lab.trace import Replay, in_company, load_trace, replay
 from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions
 from swarm.pipeline.data import BYTE_VOCAB
@@ -69,7 +70,7 @@ class SimulateOptions:
 
 def run_simulate(options: SimulateOptions) -> dict[str, Any]:
     """Run a world, write `run.jsonl` and sum it up. Raises an error of one sentence."""
-    world, left_out = _world(options)
+    world, recorded = _world(options)
     if options.plot is not None:
         check_plot(options.plot)
     began, computed = time.monotonic(), time.process_time()
@@ -77,9 +78,9 @@ def run_simulate(options: SimulateOptions) -> dict[str, Any]:
     real_s, cpu_s = time.monotonic() - began, time.process_time() - computed
     found = summary(outcome, real_s) | {"cpu_s": round(cpu_s, 3)} | _replay(options, outcome)
     if options.churn or options.trace is not None:
-        found |= _drawn(options, world, outcome)
+        found |= _drawn(options, world, recorded, outcome)
     if options.trace is not None:
-        found["trace_left_out"] = left_out
+        found["trace_left_out"] = recorded.left_out
     found["events"] = str(write_run(outcome.events, options.out))
     if options.plot is not None:
         plot_run(outcome.events, outcome.seconds, options.plot)
@@ -96,15 +97,23 @@ def _replay(options: SimulateOptions, outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def _drawn(options: SimulateOptions, world: WorldOptions, outcome: Outcome) -> dict[str, Any]:
+def _drawn(
+    options: SimulateOptions, world: WorldOptions, recorded: Replay, outcome: Outcome
+) -> dict[str, Any]:
     """What churn or a trace came to. in_company: share of its losses with another in the same minute, at the
-    speed of what was drawn or recorded."""
+    speed of what was drawn or recorded; None if there are none, or if they come at iterations."""
     began, drawn = outcome.drawn
-    moments_s = [fault.at_s * options.speed_up for fault in world.drawn if fault.at_s is not None]
-    company = round(in_company(moments_s), 3)
+    churned = world.drawn[: len(world.drawn) - len(recorded.faults)]
+    moments_s = [loss.at_s for loss in (*churned, *recorded.losses)]
+    at_times = [at_s * options.speed_up for at_s in moments_s if at_s is not None]
+    known = at_times and len(at_times) == len(moments_s)
     return {
         "speed_up": options.speed_up,
-        "drawn": {"began": began, "drawn": drawn, "in_company": company},
+        "drawn": {
+            "began": began,
+            "drawn": drawn,
+            "in_company": round(in_company(at_times), 3) if known else None,
+        },
     }
 
 
@@ -116,8 +125,8 @@ def whole_until_s(ended_s: float) -> float:
     return max(1.0, round(ended_s - 2 * CHECK_S - END_S - CHECK_S / 2, 3))
 
 
-def _world(options: SimulateOptions) -> tuple[WorldOptions, int]:
-    """The world that was asked for, if it can be; how many arrivals of a trace it has no room for."""
+def _world(options: SimulateOptions) -> tuple[WorldOptions, Replay]:
+    """The world that was asked for, if it can be; what a trace comes to in it."""
     job = _job(options)
     nodes = options.nodes or job.pipeline.nodes
     if nodes < job.pipeline.nodes:
@@ -127,7 +136,7 @@ def _world(options: SimulateOptions) -> tuple[WorldOptions, int]:
     faults = load_faults(options.faults) if options.faults else ()
     regions = load_regions().setting(options.regions) if options.regions else ()
     _check_faults(faults, job, nodes, regions)
-    recorded = replay(load_trace(options.trace), nodes, options.speed_up) if options.trace else Replay((), 0)
+    recorded = replay(load_trace(options.trace), nodes, options.speed_up) if options.trace else Replay()
     uplink = options.uplink_mbit_per_s * 1e6 / 8
     world = WorldOptions(
         job=job,
@@ -143,7 +152,7 @@ def _world(options: SimulateOptions) -> tuple[WorldOptions, int]:
         tensors=options.tensors,
         examine=True,
     )
-    return world, recorded.left_out
+    return world, recorded
 
 
 def _job(options: SimulateOptions) -> Job:
@@ -178,6 +187,10 @@ def _churn(options: SimulateOptions, job: Job, nodes: int) -> Sequence[Fault]:
     """Who leaves and comes back, drawn from the seed, and so many times as fast as it was asked for."""
     if not options.churn:
         return ()
+    if options.churn.startswith(AT_ITERATIONS) and options.speed_up != 1:
+        raise UserError(
+            f"--churn {options.churn} fails stages at iterations: leave --speed-up out, or --churn"
+        )
     faults = churn(
         options.churn,
         nodes=nodes,
@@ -190,17 +203,13 @@ def _churn(options: SimulateOptions, job: Job, nodes: int) -> Sequence[Fault]:
 
 
 def _check_faults(faults: Sequence[Fault], job: Job, nodes: int, regions: Sequence[str]) -> None:
-    """A script that names who cannot exist is a mistake, not a quiet run."""
+    """A script that names who cannot exist is a mistake, not a quiet run. regions: dealt to nodes in turn."""
+    stood_in = set(regions[:nodes])
     for fault in faults:
         for selector in selectors_of(fault):
-            which, _, name = selector.partition(":")
-            if which == "region" and name not in regions:
-                known = ", ".join(sorted(set(regions))) or "none without --regions"
-                raise UserError(f"a {fault.kind} names {selector}, but the regions here are: {known}")
-            if which in ("node", "holder", "holders"):
-                most = nodes if which == "node" else job.pipeline.stages
-                if int(name) >= most:
-                    raise UserError(f"a {fault.kind} names {selector}, but the last one is {most - 1}")
+            why = hits_nobody(selector, nodes=nodes, stages=job.pipeline.stages, regions=stood_in)
+            if why:
+                raise UserError(why)
 
 
 def write_run(events: Sequence[Event], out: Path) -> Path:
@@ -232,7 +241,7 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
         "loss_last": losses[-1] if losses else None,
         "loss_validation": None if outcome.validation is None else round(outcome.validation, 5),
         "tokens": tokens,
-        "tokens_per_s": round(tokens / outcome.seconds, 1),
+        "tokens_per_s": round(tokens / outcome.seconds, 1) if outcome.seconds else 0.0,
         "bytes_sent": outcome.bytes_sent,
         "virtual_s": round(outcome.seconds, 3),
         "real_s": round(real_s, 3),
@@ -257,10 +266,9 @@ def _churned(found: dict[str, Any]) -> list[str]:
     if "drawn" not in found:
         return []
     began, drawn = found["drawn"]["began"], found["drawn"]["drawn"]
-    company = f"{100 * found['drawn']['in_company']:.0f} % of them with another in the same minute"
-    lines = [
-        f"churn {found['speed_up']:g} times as fast: {began} of {drawn} faults before the end, {company}"
-    ]
+    share = found["drawn"]["in_company"]
+    company = "" if share is None else f", {100 * share:.0f} % of the losses with another in the same minute"
+    lines = [f"churn {found['speed_up']:g} times as fast: {began} of {drawn} faults before the end{company}"]
     if "trace_left_out" in found:
         lines.append(f"left out of the trace, for want of nodes: {found['trace_left_out']} arrivals")
     if drawn and not began:

@@ -8,6 +8,7 @@ no seat is free is left out, and a seat that nobody takes is empty: its node is 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from swarm.lab.faults import Crash, Fault, FaultError, Restart
 
+MILLISECONDS = re.compile("[0-9]{1,15}")
 STARTED_S = 0.5
 """By then every node of a world has started: a seat that is empty at first is vacated then."""
 
@@ -29,10 +31,15 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A trace on the nodes of a world. left_out: how many recorded nodes found no seat."""
+    """A trace on the nodes of a world.
 
-    faults: tuple[Fault, ...]
-    left_out: int
+    losses: those of `faults` that take away somebody who was there; the others only empty seats that nobody
+    has taken yet. left_out: how many recorded nodes found no seat.
+    """
+
+    faults: tuple[Fault, ...] = ()
+    losses: tuple[Fault, ...] = ()
+    left_out: int = 0
 
 
 def load_trace(path: Path) -> Trace:
@@ -48,10 +55,14 @@ def load_trace(path: Path) -> Trace:
 def parse_trace(text: str, where: str = "the trace") -> Trace:
     """Parse the lines of a trace. Raises FaultError with one sentence."""
     changes: list[tuple[float, bool, str]] = []
-    for number, row in enumerate(csv.reader(text.splitlines()), start=1):
+    try:
+        rows = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise FaultError(f"{where} is not a trace: {error}") from None
+    for number, row in enumerate(rows, start=1):
         if not row:
             continue
-        if len(row) < 2 or row[1] not in ("add", "remove", "no-op") or not row[0].isdecimal():
+        if len(row) < 2 or row[1] not in ("add", "remove", "no-op") or not MILLISECONDS.fullmatch(row[0]):
             raise FaultError(f"{where}: line {number} is not milliseconds,add|remove|no-op,node")
         at_s = int(row[0]) / 1000
         if changes and at_s < changes[-1][0]:
@@ -71,23 +82,29 @@ def replay(trace: Trace, nodes: int, speed_up: float = 1.0) -> Replay:
     free = list(range(nodes))
     heapify(free)
     away: dict[int, float] = dict.fromkeys(free, 0.0)
+    vacant = set(free)
     faults: list[Fault] = []
+    losses: list[Fault] = []
     left_out = 0
     for recorded_s, came, name in trace.changes:
         at_s = recorded_s / speed_up
         if came and name not in seats and free:
-            seats[name] = heappop(free)
-            faults += _absence(seats[name], away.pop(seats[name]), at_s)
+            seat = seats[name] = heappop(free)
+            absence = _absence(seat, away.pop(seat), at_s)
+            faults += absence
+            losses += () if seat in vacant else absence
+            vacant.discard(seat)
         elif came and name not in seats:
             left_out += 1
         elif not came and name in seats:
             seat = seats.pop(name)
             heappush(free, seat)
             away[seat] = at_s
-    faults += [
-        Crash(kind="crash", node=f"node:{seat}", at_s=max(at_s, STARTED_S)) for seat, at_s in away.items()
-    ]
-    return Replay(_in_order(faults), left_out)
+    for seat, at_s in away.items():
+        gone = Crash(kind="crash", node=f"node:{seat}", at_s=max(at_s, STARTED_S))
+        faults.append(gone)
+        losses += () if seat in vacant else (gone,)
+    return Replay(_in_order(faults), _in_order(losses), left_out)
 
 
 def _absence(seat: int, gone_s: float, back_s: float) -> list[Fault]:

@@ -92,6 +92,12 @@ def test_a_picture_is_drawn_of_a_run_and_of_one_in_which_nothing_happened(tmp_pa
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_that_an_error_ended_before_its_first_event_is_drawn_as_well(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot_run((), 0.0, tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_what_cannot_be_drawn_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plot, "find_spec", lambda name: ModuleSpec(name, None))
     check_plot(tmp_path / "run.png")

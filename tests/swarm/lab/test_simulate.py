@@ -12,6 +12,7 @@ from swarm.events import Event
 from swarm.job import Job, JobError, dump_job
 from swarm.lab.faults import FaultError
 from swarm.lab.recipes import ModelName, large_job, simulated_job
+from swarm.lab.regions import load_regions
 from swarm.lab.simulate import SimulateOptions, render, run_simulate, summary, write_run
 from swarm.lab.world import Outcome
 
@@ -118,7 +119,7 @@ def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
     text = render(found | {"events": str(path), "tensors": "real"} | again)
     assert "BROKEN: two records" in text
     assert '{"event":"fault"}' in text
-    assert "churn 60 times as fast: 0 of 4 faults before the end, 75 % of them" in text
+    assert "churn 60 times as fast: 0 of 4 faults before the end, 75 % of the losses" in text
     assert "DID NOT HAPPEN: all that was drawn" in text
     assert "for want of nodes: 9 arrivals" in text
     assert text.endswith("--seed 3 --until 7")
@@ -138,8 +139,61 @@ def test_what_would_be_passed_over_is_refused(words: list[str], named: str) -> N
     assert str(refused.exception).endswith(named)
 
 
+def test_an_error_before_the_first_event_is_told_and_not_hidden_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came of a run was divided by its length, which was nothing."""
+
+    def end(*_: Any) -> None:
+        raise RuntimeError("no ground")
+
+    monkeypatch.setattr("swarm.lab.playing.World", end)
+    found = run_simulate(SimulateOptions(nodes=2, out=tmp_path))
+    [broken] = found["broken"]
+    assert "no ground" in broken
+    assert found["tokens_per_s"] == 0.0
+
+
+def test_failures_at_iterations_cannot_be_sped_up() -> None:
+    with pytest.raises(UserError, match="--churn checkfree:10 fails stages at iterations: leave --speed-up"):
+        run_simulate(SimulateOptions(nodes=8, churn="checkfree:10", speed_up=60))
+
+
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
+    """What is said of churn and a trace, of a world that is over at once."""
+    over = Outcome(events=(), seconds=1.0, finished=True, broken=(), drawn=(0, 3))
+    monkeypatch.setattr("swarm.lab.simulate.run_world", lambda _: over)
+    return run_simulate(SimulateOptions(nodes=8, out=tmp_path, **options))
+
+
+def test_nothing_is_said_of_the_company_of_failures_at_iterations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = drawn(tmp_path, monkeypatch, churn="checkfree:33")
+    assert found["drawn"]["in_company"] is None
+    assert "in the same minute" not in render(found)
+
+
+def test_seats_that_are_empty_from_the_start_keep_no_loss_company(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = tmp_path / "day.csv"
+    day.write_text("0,add,a\n0,add,b\n600000,remove,a\n900000,remove,b\n930000,add,c\n")
+    found = drawn(tmp_path, monkeypatch, trace=day, speed_up=10.0)
+    assert found["drawn"]["in_company"] == 0.0
+
+
 def test_a_region_that_nobody_stands_in_is_a_mistake(tmp_path: Path, job: Path) -> None:
     faults = tmp_path / "faults.toml"
     faults.write_text('[[fault]]\nkind = "crash"\nnode = "region:Mars"\nat_s = 1\n')
-    with pytest.raises(UserError, match="region:Mars, but the regions here are: none without --regions"):
+    with pytest.raises(UserError, match=r"'region:Mars' hits nobody: .* in no region, without --regions"):
         run_simulate(SimulateOptions(job=job, faults=faults, out=tmp_path / "out"))
+
+
+def test_a_region_of_the_setting_that_no_node_was_dealt_to_is_a_mistake(tmp_path: Path, job: Path) -> None:
+    region = load_regions().setting("geo-distributed")[3]
+    faults = tmp_path / "faults.toml"
+    faults.write_text(f'[[fault]]\nkind = "crash"\nnode = "region:{region}"\nat_s = 1\n')
+    asked = SimulateOptions(job=job, faults=faults, regions="geo-distributed", out=tmp_path / "out")
+    with pytest.raises(UserError, match=f"region:{region}' hits nobody: the nodes of this swarm are only in"):
+        run_simulate(asked)

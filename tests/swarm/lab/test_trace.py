@@ -29,6 +29,12 @@ def test_who_is_added_takes_the_lowest_free_seat_and_who_finds_none_is_left_out(
     )
 
 
+def test_a_seat_that_nobody_has_taken_yet_is_no_loss() -> None:
+    found = replay(parse_trace(DAY), 6)
+    assert {fault.node for fault in found.faults} == {f"node:{seat}" for seat in range(6)}  # type: ignore[union-attr]
+    assert [fault.at_s for fault in found.losses] == [60, 240, 300]
+
+
 def test_a_speed_up_is_that_many_times_as_fast() -> None:
     assert [fault.at_s for fault in replay(parse_trace(DAY), 3, speed_up=10).faults] == [0.5, 6, 30]
 
@@ -47,6 +53,8 @@ def test_nodes_that_the_trace_never_uses_are_away_for_ever() -> None:
         ("0,explode,a\n", "line 1 is not"),
         ("9,add,a\n1,add,b\n", "line 2 is earlier"),
         ("0,add,\n", "names no node"),
+        (f"{'9' * 5000},add,a\n", "line 1 is not"),
+        (f"0,add,{'a' * 200_000}\n", "the trace is not a trace: field larger than"),
     ],
 )
 def test_what_is_no_trace_is_one_sentence(text: str, says: str) -> None:
