@@ -218,6 +218,12 @@ def never_due(fault: Fault) -> str:
     return f"{fault.kind} of {', '.join(selectors_of(fault))} was to be {when}, and the run ended before"
 
 
+def never_drawn(fault: Fault, drawn: int) -> str:
+    """What is said of a fault by rate of whose hits, of which so many were drawn, none came in the run."""
+    late = f"was to be {drawn} times, and the run ended before" if drawn else "drew no hit in the run"
+    return f"{fault.kind} of {', '.join(selectors_of(fault))} with per_hour = {fault.per_hour:g} {late}"
+
+
 class _Script(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -25,6 +25,7 @@ from swarm.lab.faults import (
     SlowCompute,
     SlowLink,
     hit_nobody,
+    never_drawn,
     never_due,
     selectors_of,
 )
@@ -51,7 +52,13 @@ class Misfortune:
         self._world, self._rng = world, rng
         options = world.options
         nodes = options.nodes or options.job.pipeline.nodes
-        faults = timed((*script, *drawn), nodes=nodes, until_s=options.until_s, rng=rng)
+        faults: list[Fault] = []
+        self._by_rate: list[tuple[Fault, range]] = []
+        for fault in (*script, *drawn):
+            first = len(faults)
+            faults += timed((fault,), nodes=nodes, until_s=options.until_s, rng=rng)
+            if fault.per_hour is not None and any(fault is each for each in script):
+                self._by_rate.append((fault, range(first, len(faults))))
         self._schedule = FaultSchedule(faults)
         self._scripted = {i for i, fault in enumerate(faults) if any(fault is each for each in script)}
         self._drawn = {i for i, fault in enumerate(faults) if any(fault is each for each in drawn)}
@@ -79,11 +86,20 @@ class Misfortune:
                     await self._world.news.wait()
 
     def not_happened(self) -> list[str]:
-        """Sentences: the faults of the script that hit nobody, and those whose moment did not come."""
-        nobody = sorted((self._met_nobody & self._scripted) | set(self._schedule.put_off))
+        """Sentences: the faults of the script that hit nobody, and those whose moment did not come.
+
+        Of one by rate, it is enough that one of its hits did.
+        """
+        unmet = self._met_nobody | set(self._schedule.put_off)
+        nobody = sorted(unmet & self._scripted)
         waiting = [index for index in self._schedule.waiting if index in self._scripted]
         faults = self._schedule.faults
-        return [*(hit_nobody(faults[i]) for i in nobody), *(never_due(faults[i]) for i in waiting)]
+        told = [*(hit_nobody(faults[i]) for i in nobody), *(never_due(faults[i]) for i in waiting)]
+        for fault, hits in self._by_rate:
+            due = set(hits) - set(self._schedule.waiting)
+            if due <= unmet:
+                told.append(hit_nobody(fault) if due else never_drawn(fault, len(hits)))
+        return told
 
     def drawn(self) -> tuple[int, int]:
         """Of the faults that were drawn, how many began, and how many there are."""

@@ -122,6 +122,24 @@ def test_a_fault_that_never_happened_is_told() -> None:
     assert played.outcome.drawn == (0, 1)
 
 
+def test_a_fault_by_rate_that_never_happened_is_told() -> None:
+    """One that drew no hit, or whose hits met nobody or were to come after the end, vanished without a word."""
+    rate = '[[fault]]\nkind = "{}"\nnode = "{}"\nper_hour = {}\nfrom_s = {}\nuntil_s = {}\n'
+    often = 1 - 2**-53  # once in 98 s
+    faults = script(
+        rate.format("corrupt", "random", often, 1, 300)
+        + rate.format("corrupt", "node:7", often, 1, 300)
+        + rate.format("crash", "node:0", often, 5000, 9000)
+        + rate.format("crash", "random", 1e-9, 1, 9000)
+    )
+    played = play(JOB, faults, model=TINY, until_s=9000, settle_s=100)
+    assert played.of("fault", what="corrupt")
+    nobody, late, rare = played.outcome.missed
+    assert nobody == "corrupt of node:7 met nobody alive"
+    assert late.startswith("crash of node:0 with per_hour = 1 was to be ")
+    assert rare == "crash of random with per_hour = 1e-09 drew no hit in the run"
+
+
 def test_who_was_killed_while_it_stood_still_is_hindered_by_that_no_more() -> None:
     """Its next life was excused from being believed to live, for as long as the pause was to last."""
     faults = """
