@@ -123,7 +123,7 @@ def test_a_fault_that_never_happened_is_told() -> None:
 
 
 def test_a_fault_by_rate_that_never_happened_is_told() -> None:
-    """One that drew no hit, or whose hits met nobody or were to come after the end, vanished without a word."""
+    """One that drew no hit, or whose hits met nobody or came too late, vanished without a word."""
     rate = '[[fault]]\nkind = "{}"\nnode = "{}"\nper_hour = {}\nfrom_s = {}\nuntil_s = {}\n'
     often = 1 - 2**-53  # once in 98 s
     faults = script(
