@@ -26,7 +26,6 @@ from swarm.lab.faults import Fault, load_faults
 from swarm.lab.processes import LOOK_S, RealSwarm
 from swarm.lab.recipes import demo_job
 from swarm.lab.regions import load_regions
-from swarm.lab.schedule import timed
 from swarm.lab.tally import Tally
 from swarm.lab.wan import HOME, WideArea
 from swarm.lab.wan_namespaces import why_not
@@ -66,7 +65,7 @@ class Scene:
     """
 
     job: Job
-    faults: tuple[Fault, ...]
+    script: tuple[Fault, ...]
     nodes: int
     minutes: float
     because: str
@@ -133,7 +132,7 @@ def prepare(options: ChaosOptions) -> Scene:
     )
     return Scene(
         job=job,
-        faults=timed(script, nodes=nodes, until_s=60 * options.minutes, rng=Random(options.seed)),
+        script=script,
         nodes=nodes,
         minutes=options.minutes,
         because=because,
@@ -197,7 +196,15 @@ class _Run:
         """Start everything, play the script, and wait until the swarm has come to rest."""
         scene = self._scene
         async with asyncio.TaskGroup() as tasks:
-            self.player = Player(self._swarm, wan, scene.faults, scene.names, Random(scene.seed + 1), tasks)
+            self.player = Player(
+                self._swarm,
+                wan,
+                scene.script,
+                scene.names,
+                Random(scene.seed + 1),
+                tasks,
+                until_s=60 * scene.minutes,
+            )
             self.player.regions = scene.regions
             try:
                 await start_all(self._swarm, scene.nodes)
@@ -212,10 +219,10 @@ class _Run:
                 self.player.release()
 
     async def _play(self, now_s: float) -> None:
-        told = len(self.player.missed), sum(self.player.begun.values())
+        told = len(self.player.met_nobody), sum(self.player.begun.values())
         iteration = max((iteration for _, iteration in self._tally.commits), default=0)
         await self.player.step(now_s, iteration)
-        if (len(self.player.missed), sum(self.player.begun.values())) != told:
+        if (len(self.player.met_nobody), sum(self.player.begun.values())) != told:
             counts = ", ".join(f"{count} {kind}" for kind, count in self.player.begun.items())
             self._say(f"{now_s:6.1f} s  iteration {iteration}, loss {self._tally.loss}: {counts}")
 

@@ -1,7 +1,9 @@
 """What is refused before anything starts, and what the player does to whom."""
 
 import asyncio
+import os
 import resource
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -15,10 +17,11 @@ import pytest
 from swarm.daemon.options import UserError
 from swarm.lab import chaos
 from swarm.lab.chaos import ChaosOptions, chaos_job, prepare
+from swarm.lab.chaos_lasting import TURN_S, limit_files
 from swarm.lab.chaos_limits import refuse_impossible
-from swarm.lab.chaos_player import Player, limit_files
+from swarm.lab.chaos_player import Player
 from swarm.lab.chaos_summary import longest_gap_s, render
-from swarm.lab.faults import Restart, load_faults, parse_faults
+from swarm.lab.faults import Restart, load_faults, never_drawn, parse_faults
 from swarm.lab.processes import Child, RealSwarm
 from swarm.lab.regions import load_regions
 from swarm.lab.tally import Commit
@@ -114,6 +117,12 @@ class FakeSwarm:
         self.children[name] = child
         self.alive.append(name)
 
+    def run(self, name: str, work_pid: int) -> None:
+        """The process says who computes for it."""
+        child = self.children[name]
+        child.directory.mkdir(exist_ok=True)
+        (child.directory / "node.json").write_text(f'{{"pid": {child.pid}, "work_pid": {work_pid}}}')
+
     async def start_node(self, name: str) -> None:
         self.done.append(("start", name))
         self.add(name)
@@ -166,7 +175,7 @@ async def play(
     wan = cast(WideArea, FakeWan(cast(list[tuple[object, ...]], swarm.done)))
     async with asyncio.TaskGroup() as tasks:
         faults = parse_faults(script)
-        player = Player(cast(RealSwarm, swarm), wan, faults, names, Random(0), tasks)
+        player = Player(cast(RealSwarm, swarm), wan, faults, names, Random(0), tasks, until_s=99)
         player.holders = {1: ("node-2",)}
         for now_s in times:
             player.holders = (placed_at or {}).get(now_s, player.holders)
@@ -235,7 +244,6 @@ async def test_links_degrade_over_time_and_noise_ends(tmp_path: Path) -> None:
         ("wan slow", "node-2", 3.0, 4.0),
         ("wan noise", "node-1", 0.1, 0.2, 0.0),
         ("wan noise", "node-1", 0.0, 0.0, 0.3),
-        ("wan noise", "node-1", 0.0, 0.0, 0.3),
         ("wan noise", "node-1"),
     ]
     assert swarm.done[-1] == ("noise_over", "node-1")
@@ -253,7 +261,7 @@ async def test_of_two_faults_of_a_kind_the_newer_holds_until_each_has_ended(tmp_
     swarm, player = await play(script, [1.0, 2.0, 7.0], tmp_path)
     assert ("proceed", "node-1") not in swarm.done
     assert [done for done in swarm.done if done[0] == "wan slow"] == [
-        ("wan slow", "node-2", factor) for factor in (3.0, 7.0, 7.0)
+        ("wan slow", "node-2", factor) for factor in (3.0, 7.0)
     ]
     assert player.paused == {"node-1"}
     swarm, player = await play(script, [1.0, 2.0, 7.0, 12.0], tmp_path)
@@ -263,6 +271,108 @@ async def test_of_two_faults_of_a_kind_the_newer_holds_until_each_has_ended(tmp_
         ("link_restored", "node-2"),
     ]
     assert player.paused == set()
+
+
+async def test_the_end_of_an_older_fault_does_not_hurry_a_link_that_degrades(tmp_path: Path) -> None:
+    script = """
+        fault = [
+            {at_s = 1, kind = "slow_link", node = "node:1", factor = 3, for_s = 2},
+            {at_s = 2, kind = "slow_link", node = "node:1", factor = 9, over_s = 60},
+        ]
+    """
+    swarm, _ = await play(script, [1.0, 2.0, 4.0], tmp_path)
+    done = cast(list[tuple[object, ...]], swarm.done)
+    slowed = [each for each in done if each[0] == "wan slow"]
+    assert slowed == [("wan slow", "node-2", 3.0), ("wan slow", "node-2", 9.0, 60.0)]
+
+
+async def test_of_two_slownesses_of_a_process_the_newer_alone_stops_it_and_its_next_life_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+    signals: list[tuple[int, str]] = []
+    rest = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        naps.append(round(seconds / TURN_S, 3))
+        await rest(0)
+
+    async def turns() -> tuple[set[float], set[int]]:
+        naps.clear()
+        signals.clear()
+        for _ in range(40):
+            await rest(0)
+        return set(naps), {pid for pid, _ in signals}
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, signal.Signals(number).name)))
+    swarm = FakeSwarm(tmp_path)
+    swarm.add("node-1")
+    script = """
+        fault = [
+            {at_s = 1, kind = "slow_compute", node = "node:0", factor = 2, for_s = 50},
+            {at_s = 2, kind = "slow_compute", node = "node:0", factor = 10},
+            {at_s = 3, kind = "restart", node = "node:0", after_s = 5},
+        ]
+    """
+    async with asyncio.TaskGroup() as tasks:
+        faults = parse_faults(script)
+        player = Player(cast(RealSwarm, swarm), None, faults, ["node-1"], Random(0), tasks, 99)
+        swarm.run("node-1", work_pid=7)
+        await player.step(1.0, 0)
+        assert await turns() == ({0.5}, {7})
+        await player.step(2.0, 0)
+        await turns()
+        assert await turns() == ({0.9, 0.1}, {7})
+        await player.step(3.0, 0)
+        await turns()
+        assert await turns() == (set(), set())
+        await player.step(8.0, 0)
+        assert await turns() == ({0.9, 0.1}, set()), "it has not said yet who computes"
+        swarm.run("node-1", work_pid=8)
+        assert await turns() == ({0.9, 0.1}, {8})
+        await player.step(52.0, 0)
+        assert await turns() == ({0.9, 0.1}, {8})
+        player.release()
+    assert signals[-1] == (8, "SIGCONT")
+
+
+async def test_a_process_that_is_killed_while_its_disk_is_full_starts_when_it_can_write(
+    tmp_path: Path,
+) -> None:
+    script = """
+        fault = [
+            {at_s = 1, kind = "disk_full", node = "node:0", for_s = 9},
+            {at_s = 2, kind = "restart", node = "node:0", after_s = 3},
+        ]
+    """
+    swarm, _ = await play(script, [1.0, 2.0, 5.0, 10.0], tmp_path)
+    assert swarm.done == [
+        ("disk_full", "node-1"),
+        ("kill", "node-1"),
+        ("disk_free", "node-1"),
+        ("start", "node-1"),
+    ]
+    swarm, _ = await play(script, [1.0, 2.0, 5.0], tmp_path)
+    assert ("start", "node-1") not in swarm.done
+
+
+async def test_a_fault_whose_moment_never_came_is_told(tmp_path: Path) -> None:
+    script = """
+        fault = [
+            {at_s = 99, kind = "crash", node = "node:0"},
+            {at_iteration = 7, kind = "pause", node = "node:1"},
+            {at_s = 1, kind = "partition", groups = [["node:0"], ["holder:0"]]},
+            {per_hour = 1e-9, kind = "crash", node = "random"},
+        ]
+    """
+    _, player = await play(script, [1.0, 2.0], tmp_path)
+    assert player.not_happened() == [
+        "crash of node:0 was to be at 99 s, and the run ended before",
+        "pause of node:1 was to be at iteration 7, and the run ended before",
+        "partition of node:0, holder:0 met nobody alive",
+        never_drawn(parse_faults(script)[3], 0),
+    ]
 
 
 async def test_who_vanishes_unheard_is_cut_off_first_and_back_before_it_starts(tmp_path: Path) -> None:
