@@ -29,8 +29,10 @@ from swarm.pipeline.model import ModelConfig
 FIRST_S, LAST_S = 1.5, 25.0
 """Between these moments faults begin: after the founding of the job, and while it trains."""
 LONGEST_S = 40.0
+LONGER_S = (SETTLE_S + 10.0, 2 * SETTLE_S)
+"""How long one in ten of the faults that end lasts instead: longer than views take to settle."""
 PATIENCE_S = 600.0
-"""From the end of the last fault until the job must be finished."""
+"""From the last disturbance, the end of a fault say, until the job must be finished."""
 LOOKS_S = 5.0
 """For which views that had the time to settle are looked at."""
 WORDS = 60
@@ -58,19 +60,21 @@ def draw(seed: int, allowed: Sequence[str] = ()) -> Scenario:
     classes = tuple(name for name in CLASSES if rng.random() < 0.3 and name in (allowed or CLASSES))
     # Each class has its own chance, so that leaving one out changes nothing about the others.
     chances, varied = ({name: Random(each.getrandbits(64)) for name in CLASSES} for each in (rng, variety))
+    longer = {name: Random(f"long {seed} {name}") for name in classes}
     faults: list[Fault] = []
     for name in classes:
         for fields in CLASSES[name](chances[name], job):
             said = {"at_s": round(chances[name].uniform(FIRST_S, LAST_S), 2)} | fields
             fault = FAULT.validate_python({k: v for k, v in said.items() if v is not None})
-            faults.append(varied_fault(fault, varied[name]))
+            faults.append(_lasting(varied_fault(fault, varied[name]), longer[name]))
     liar = variety.random() < 0.1 and (not allowed or "liar" in allowed)
     options = WorldOptions(
         job=job,
         faults=tuple(faults),
         seed=seed,
         nodes=nodes + rng.choice((0, 0, 1)),
-        until_s=max((_end_s(fault) for fault in faults), default=0.0) + PATIENCE_S,
+        until_s=PATIENCE_S,
+        patience_s=PATIENCE_S,
         flops_per_s=rng.choice((1e6, 3e6, 1e7)),
         latency_s=rng.choice(((0.001, 0.01), (0.005, 0.05), (0.05, 0.2))),
         bandwidth_bytes_per_s=rng.choice(((1e6, 1e7), (1e7, 1e8))),
@@ -105,9 +109,11 @@ def _job(rng: Random, nodes: int) -> Job:
     )
 
 
-def _end_s(fault: Fault) -> float:
-    begins = fault.at_s if fault.at_s is not None else fault.until_s or LAST_S
-    return begins + (fault.lasts_s or 0.0)
+def _lasting(fault: Fault, rng: Random) -> Fault:
+    """The same fault, but perhaps a long one."""
+    longer, for_s = rng.random() < 0.1, round(rng.uniform(*LONGER_S), 2)
+    ends = getattr(fault, "for_s", None) is not None
+    return fault.model_copy(update={"for_s": for_s}) if longer and ends else fault
 
 
 # -- classes of faults: what each puts into a script, without its moment ----------------------------
@@ -227,8 +233,10 @@ def play(scenario: Scenario) -> Outcome:
     """The scenario's world from beginning to end. Not finishing in time is broken, too."""
     chance = Random(f"liar {scenario.options.seed}")
     beside = (lambda world: lie(world, chance)) if scenario.liar else None
-    outcome = run_world(scenario.options, corpus=words(), beside=beside)
+    # Where it is cut off it ends, however lately something was done to it.
+    options = replace(scenario.options, patience_s=0.0) if scenario.cut_off else scenario.options
+    outcome = run_world(options, corpus=words(), beside=beside)
     if outcome.broken or outcome.finished or scenario.cut_off or outcome.hopeless:
         return outcome
-    late = f"not finished {PATIENCE_S:.0f} s after the last fault"
+    late = f"not finished after {outcome.seconds:.0f} s, {options.patience_s:.0f} s of them undisturbed"
     return replace(outcome, broken=(late, *outcome.stuck))

@@ -53,7 +53,8 @@ class WorldOptions:
 
     nodes: how many start at the beginning; 0 means as many as the job waits for.
     faults: a script. drawn: what churn or a trace adds to it, however long the run is.
-    until_s: virtual seconds after which it ends, finished or not.
+    until_s: virtual seconds after which it ends, finished or not; but not before `patience_s` have passed
+        since the last disturbance, a fault at an iteration, say, that fell late.
     flops_per_s: of a node of middling speed; each has between half and one and a half of it.
     latency_s: one way between two nodes, drawn for each pair between these.
     bandwidth_bytes_per_s: of each pair, drawn likewise.
@@ -75,6 +76,7 @@ class WorldOptions:
     seed: int = 0
     nodes: int = 0
     until_s: float = 3600.0
+    patience_s: float = 0.0
     flops_per_s: float = 2e10
     latency_s: tuple[float, float] = (0.005, 0.05)
     bandwidth_bytes_per_s: tuple[float, float] = (1e7, 1e8)
@@ -291,13 +293,14 @@ class World:
             self._tasks = tasks
             await self._begin()
             beside = [tasks.create_task(work) for work in (self.misfortune.play(), *self._beside)]
-            while not broken and not self._over() and virtual_now() < self.options.until_s:
+            while not broken and not self._over():
                 await asyncio.sleep(CHECK_S)
                 broken = self.check()
+            left_stuck = stuck(self)  # who comes back only now had no time
             await asyncio.sleep(END_S)
             broken = broken or self.check()
-            self.done |= self.finished()
-            left_stuck, nothing_left = stuck(self), hopeless(self)
+            left_stuck, nothing_left = stuck(self) if left_stuck else (), hopeless(self)
+            self.done = (self.done or self.finished()) and not left_stuck
             validation = self._examined() if self.options.examine and not self._hollow else None
             for task in beside:
                 task.cancel()
@@ -321,9 +324,14 @@ class World:
         return examine(self.nodes, self.job, self._ground.config, self._ground.corpus)
 
     def _over(self) -> bool:
-        """Whether the job was finished, and nobody was disturbed for as long as that is waited for."""
+        """Whether time is up, or the job was finished, nobody was disturbed for long, and nobody could go on.
+
+        It was finished when all who trained then were done: a cell may have come back since.
+        """
+        if virtual_now() >= max(self.options.until_s, self.disturbed_at + self.options.patience_s):
+            return True
         self.done |= self.finished()
-        return self.done and self.quiet_s() >= self.options.settle_s
+        return self.done and self.quiet_s() >= self.options.settle_s and not stuck(self)
 
     async def _begin(self) -> None:
         self.start(self.coordinator)

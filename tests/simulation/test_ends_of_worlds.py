@@ -1,15 +1,17 @@
 """How a world ends: its views are judged first, and who could have gone on is not excused."""
 
 import asyncio
+from math import inf
 
 import pytest
+from small_worlds import fault, script, small_job
 from small_worlds import play as play_world
-from small_worlds import script, small_job
 
 from swarm.daemon.job_founding import JobFounding
 from swarm.lab.checkers import SETTLE_S, views_tell_the_truth
 from swarm.lab.faults import Fault
-from swarm.lab.soak import TINY, Scenario, play
+from swarm.lab.sim_node import virtual_now
+from swarm.lab.soak import TINY, Scenario, draw, play
 from swarm.lab.soaking import summary
 from swarm.lab.world import Outcome, WorldOptions
 
@@ -55,6 +57,40 @@ def test_who_lost_everything_with_the_coordinator_gone_is_excused_in_words() -> 
     assert (
         outcome.hopeless == "no node that runs holds the ends or any body stage, and the coordinator is gone"
     )
+
+
+@pytest.mark.parametrize("until_s", [20.0, inf])
+def test_a_world_is_not_finished_while_a_cell_that_could_train_on_has_not(
+    until_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was finished for good when all who trained at that moment were done, though a cell was away."""
+    hangs = lambda _: ("cell c1 could go on",) if virtual_now() < until_s else ()  # noqa: E731
+    monkeypatch.setattr("swarm.lab.world.stuck", hangs)
+    job = small_job(nodes=1, cells=1, stages=2, iterations=4)
+    options = WorldOptions(job=job, model=TINY, flops_per_s=1e8, until_s=50.0, settle_s=5.0)
+    outcome = play(Scenario(classes=(), options=options))
+    assert max(event.time for event in outcome.events if event.kind == "finished") < 10
+    assert outcome.finished is (until_s < inf)
+    assert outcome.seconds >= min(until_s, 50)
+    assert [sentence for sentence in outcome.broken if "c1" in sentence] == list(outcome.stuck)
+    assert bool(outcome.broken) is not outcome.finished
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_drawn_world_has_its_patience_from_the_last_fault_that_fell(cut_off: bool) -> None:
+    """It was told to be unfinished so long after a fault that fell at an iteration, and so perhaps late."""
+    job = small_job(nodes=3, cells=1, stages=2, iterations=40)
+    slow = fault("slow_compute", "node:0", at_iteration=30, factor=9, for_s=9)
+    options = WorldOptions(job=job, faults=slow, model=TINY, flops_per_s=1e7, until_s=30.0, patience_s=60.0)
+    outcome = play(Scenario(classes=(), options=options, cut_off=cut_off))
+    assert outcome.finished is not cut_off
+    assert outcome.broken == ()
+
+
+def test_some_drawn_faults_last_longer_than_views_take_to_settle() -> None:
+    """None lasted for more than 40 s, and what is false after 60 s of one was never seen."""
+    lasting = [fault.lasts_s or 0.0 for seed in range(100) for fault in draw(seed).options.faults]
+    assert 0 < sum(lasts_s > SETTLE_S for lasts_s in lasting) < len(lasting) / 10
 
 
 def test_a_soak_tells_which_worlds_did_not_finish_and_why_and_what_was_never_looked_at() -> None:
