@@ -113,7 +113,7 @@ class Verdict:
 Check = Callable[[Evidence], Verdict]
 
 
-def one_commit_per_slot(run: Evidence) -> Verdict:
+def one_record_per_slot(run: Evidence) -> Verdict:
     """No slot of a cell has two different records, and no iteration two slots."""
     broken, slots = [], defaultdict[tuple[int, str, int], set[int]](set)
     decided = run.decided()
@@ -244,12 +244,12 @@ def _views(story: Sequence[EventMap]) -> dict[str, dict[str, str]]:
     return views
 
 
-def nobody_alive_stays_buried(run: Evidence) -> Verdict:
+def nobody_stays_buried(run: Evidence) -> Verdict:
     """Nobody who can be heard is taken for dead for longer than views need to settle."""
     broken, looked_at = [], 0
     for observer, subject, start, end in _burials(run):
         looked_at += 1
-        spans = run.timeline.hearing(observer, subject, (start, end))
+        spans = run.timeline.unhindered(observer, subject, (start, end))
         longest_s = max((until - since for since, until in spans), default=0.0)
         if longest_s > SETTLE_S:
             broken.append(f"{observer} had {subject} buried for {longest_s:.0f} s in which it could be heard")
@@ -298,13 +298,13 @@ NOT_JUDGED = (
 )
 """Promises that the simulated world is held to and that event logs say nothing of."""
 CHECKS: tuple[Check, ...] = (
-    one_commit_per_slot,
+    one_record_per_slot,
     nothing_committed_is_undone,
     tokens_are_counted_once,
     holders_are_identical,
     nobody_dies_of_an_error,
     views_tell_the_truth,
-    nobody_alive_stays_buried,
+    nobody_stays_buried,
     training_went_on,
 )
 

@@ -14,6 +14,8 @@ from swarm.lab.tail import EventMap
 
 DOWN = ("killed", "paused", "ended", "stopped")
 """What a fault event says of a process that does not run from then on."""
+HINDERED = {"slow_link": "link_restored", "noise": "noise_over"}
+"""What a fault event says of a node that need not be heard from then on, and until it says what."""
 Span = tuple[float, float]
 
 
@@ -36,9 +38,13 @@ class Severance:
 
 @dataclass(slots=True)
 class Timeline:
-    """spans: node -> when it was up, in order; the last may be open. last_disturbance: a time."""
+    """spans: node -> when it was up, in order; the last may be open. last_disturbance: a time.
+
+    hindered: node -> when its links were so bad that it need not be heard.
+    """
 
     spans: dict[str, list[Span]] = field(default_factory=dict)
+    hindered: dict[str, list[Span]] = field(default_factory=dict)
     severances: list[Severance] = field(default_factory=list)
     last_disturbance: float = 0.0
 
@@ -62,9 +68,17 @@ class Timeline:
                 found = _common(found, [(-inf, severance.start), (severance.end, inf)])
         return [(start, end) for start, end in found if end > start]
 
+    def unhindered(self, one: str, other: str, within: Span) -> list[Span]:
+        """Those of the times in which they hear each other that no bad link excuses."""
+        found = self.hearing(one, other, within)
+        for start, end in (*self.hindered.get(one, ()), *self.hindered.get(other, ())):
+            found = _common(found, [(-inf, start), (end, inf)])
+        return [(start, end) for start, end in found if end > start]
+
     def heard_for_s(self, one: str, other: str, now: float) -> float:
-        """For how long they can have heard each other without a break, 0 if they cannot."""
-        return next((now - start for start, end in self.hearing(one, other, (-inf, now)) if end == now), 0.0)
+        """For how long they must have heard each other without a break, 0 if they need not."""
+        spans = self.unhindered(one, other, (-inf, now))
+        return next((now - start for start, end in spans if end == now), 0.0)
 
 
 def ends_a_life(event: EventMap) -> bool:
@@ -76,8 +90,11 @@ def timeline_of(story: Iterable[EventMap]) -> Timeline:
     """Read the events of a run, by time."""
     found = Timeline()
     cuts: dict[str, Severance] = {}
+    bad: dict[tuple[str, str], float] = {}
+    names: dict[str, str] = {}
     for event in story:
-        node, time, what = str(event["node"]), float(event["time"]), event.get("what")
+        time, what = float(event["time"]), event.get("what")
+        node = _node_of(event, names)
         if event["event"] == "started":
             _ups(found, node, time)
         elif event["event"] != "fault":
@@ -92,10 +109,24 @@ def timeline_of(story: Iterable[EventMap]) -> Timeline:
         elif what == "healed" and event["cut"] in cuts:
             cut = cuts.pop(event["cut"])
             found.severances.append(Severance(cut.sides, cut.start, time))
+        elif what in HINDERED:
+            bad.setdefault((node, HINDERED[what]), time)
+        elif (node, str(what)) in bad:
+            found.hindered.setdefault(node, []).append((bad.pop((node, str(what))), time))
         if what != "stopped" and not (what == "ended" and event.get("code") == 0):
             found.last_disturbance = time  # whoever is asked to go, or has finished, disturbs nobody
     found.severances += cuts.values()
+    for (node, _), since in bad.items():
+        found.hindered.setdefault(node, []).append((since, inf))
     return found
+
+
+def _node_of(event: EventMap, names: dict[str, str]) -> str:
+    """Whom an event is of. What is done to a process that is down has its name alone."""
+    node, name = str(event["node"]), str(event.get("name", ""))
+    if event["event"] == "fault" and node:
+        names[name] = node
+    return node or names.get(name, "")
 
 
 def _ups(timeline: Timeline, node: str, time: float) -> None:

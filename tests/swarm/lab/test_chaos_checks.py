@@ -13,10 +13,10 @@ from swarm.lab.chaos_checks import (
     false_deaths,
     holders_are_identical,
     judge,
-    nobody_alive_stays_buried,
     nobody_dies_of_an_error,
+    nobody_stays_buried,
     nothing_committed_is_undone,
-    one_commit_per_slot,
+    one_record_per_slot,
     tokens_are_counted_once,
     training_went_on,
     views_tell_the_truth,
@@ -110,7 +110,7 @@ def test_a_good_log_passes_every_check_and_each_looked_at_something() -> None:
     ids=["another loss", "other tokens", "a step where a round was", "an iteration in two slots"],
 )
 def test_two_commits_of_one_slot_or_iteration_are_found(other: EventMap) -> None:
-    assert one_commit_per_slot(with_events(other)).broken
+    assert one_record_per_slot(with_events(other)).broken
 
 
 def test_an_iteration_that_goes_back_is_found() -> None:
@@ -127,8 +127,8 @@ def test_a_job_founded_again_from_a_checkpoint_begins_its_names_anew() -> None:
     run = with_events(*again)
     assert run.refoundings == (71.0,)
     assert nothing_committed_is_undone(run).broken == ()
-    assert one_commit_per_slot(run).broken == ()
-    assert one_commit_per_slot(with_events(*again[1:])).broken
+    assert one_record_per_slot(run).broken == ()
+    assert one_record_per_slot(with_events(*again[1:])).broken
 
 
 @pytest.mark.parametrize("tokens", [9 * BATCH, 8 * BATCH - 1], ids=["more than planned", "part of a batch"])
@@ -196,11 +196,11 @@ def test_views_are_not_judged_soon_after_a_disturbance_nor_across_a_cut() -> Non
 
 def test_a_living_node_that_stays_buried_is_found_and_a_cut_excuses_it() -> None:
     buried = member(45.0, "a", "b", "dead")
-    assert nobody_alive_stays_buried(with_events(buried)).broken
-    assert nobody_alive_stays_buried(with_events(buried, member(100.0, "a", "b", "alive"))).broken == ()
+    assert nobody_stays_buried(with_events(buried)).broken
+    assert nobody_stays_buried(with_events(buried, member(100.0, "a", "b", "alive"))).broken == ()
     cut = fault(44.0, "", "cut", cut="x", sides=[["a"], ["b"]])
     healed = fault(80.0, "", "healed", cut="x")
-    assert nobody_alive_stays_buried(with_events(buried, cut, healed)).broken == ()
+    assert nobody_stays_buried(with_events(buried, cut, healed)).broken == ()
 
 
 def test_only_the_burial_of_somebody_who_could_be_heard_is_false() -> None:
@@ -209,6 +209,20 @@ def test_only_the_burial_of_somebody_who_could_be_heard_is_false() -> None:
     assert false_deaths(with_events(*paused)) == []
     just_back = member(45.0, "a", "b", "dead")
     assert false_deaths(with_events(just_back)) == []
+
+
+@pytest.mark.parametrize(("begins", "ends"), [("slow_link", "link_restored"), ("noise", "noise_over")])
+def test_whoever_a_bad_link_made_deaf_is_excused_while_it_lasts(begins: str, ends: str) -> None:
+    bad, buried = fault(61.0, "b", begins), member(90.0, "a", "b", "dead")
+    lasting = replace(with_events(bad, buried), judged_at=300.0)
+    assert false_deaths(lasting) == []
+    assert nobody_stays_buried(lasting).broken == ()
+    over = {**fault(91.0, "", ends), "name": bad["name"]}  # noted while the process was down
+    ended = replace(with_events(bad, buried, over), judged_at=300.0)
+    assert false_deaths(ended) == []
+    assert nobody_stays_buried(ended).broken == ("a had b buried for 209 s in which it could be heard",)
+    again = with_events(bad, over, member(112.0, "a", "b", "dead"))
+    assert false_deaths(again) == ["a buried b at 112.000"]
 
 
 def test_training_that_stops_is_found() -> None:
