@@ -23,6 +23,8 @@ from swarm.pipeline.feeding import Feeding
 from swarm.pipeline.outer_round import Came, Meeting, OuterRound
 from swarm.pipeline.work import Work
 from swarm.planning import orders
+from transport import identity
+from transport.identity import RunKeyGrant, unpack_payload
 from transport.machine import NodeId
 from transport.wire import Signed
 
@@ -158,3 +160,9 @@ def test_a_stale_holder_that_serves_is_found_out(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Applying, "choose", without)
     assert caught("differ after slot", tmp_path)
+
+
+def test_strangers_that_are_let_in_are_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever granted the key that issued a certificate, it is believed."""
+    monkeypatch.setattr(identity, "open_grant", lambda grant, _: unpack_payload(RunKeyGrant, grant.payload))
+    assert caught("has the stranger", tmp_path)
