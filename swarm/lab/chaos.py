@@ -15,7 +15,9 @@ from typing import Any
 from swarm.daemon.options import UserError
 from swarm.events import wall_time
 from swarm.job import Job, load_job
-from swarm.lab.chaos_checks import End, Evidence, training_went_on, views_tell_the_truth
+from swarm.lab.chaos_checks import views_tell_the_truth
+from swarm.lab.chaos_evidence import End, Evidence
+from swarm.lab.chaos_history import training_went_on
 from swarm.lab.chaos_limits import refuse_impossible
 from swarm.lab.chaos_player import COORDINATOR, Player
 from swarm.lab.chaos_summary import summarize

@@ -1,172 +1,31 @@
 """What must hold in every run of real processes, whatever was done to it: asked of its events afterwards
 
 A check is a pure function of the evidence of a run. It says what is broken, in sentences, and
-how much it looked at: a check that looked at nothing has not been passed.
+how much it looked at: a check that looked at nothing has not been passed. A check of a promise that
+the simulated world is held to, too, has the same name there.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
-from typing import Any
 
-from swarm.job import Job
-from swarm.lab.chaos_timeline import Timeline, ends_a_life, timeline_of
+from swarm.lab.chaos_evidence import Check, Evidence, Verdict
+from swarm.lab.chaos_history import (
+    every_microbatch_is_accounted_for,
+    nothing_committed_is_undone,
+    one_record_per_slot,
+    tokens_are_counted_once,
+    training_went_on,
+)
+from swarm.lab.chaos_timeline import ends_a_life
 from swarm.lab.checkers import SETTLE_S
 from swarm.lab.evidence import MISSED, RESYNC_S
 from swarm.lab.tail import EventMap
 
 KNOWN_S = 20.0
 """Whoever was heard for so long cannot be taken for dead because of what happened before."""
-_REFOUNDED = re.compile(r"to enter cell c\d+")
-
-
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """At a time a node was seen to say that its weights of a stage have this hash."""
-
-    time: float
-    node: str
-    platform: str
-    cell: str
-    iteration: int
-    round: int
-    stage: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """A process ended. `wanted`: it was told to, or the job was finished."""
-
-    name: str
-    code: int
-    wanted: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What a run left behind.
-
-    story: events of all processes and of the lab, by time, up to `judged_at`: before the swarm
-    was stopped. logs: what each process wrote to its standard error.
-    """
-
-    job: Job
-    story: Sequence[EventMap]
-    judged_at: float
-    sightings: Sequence[Sighting] = ()
-    ends: Sequence[End] = ()
-    logs: Mapping[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def timeline(self) -> Timeline:
-        """Who could hear whom."""
-        return timeline_of(self.story)
-
-    @cached_property
-    def refoundings(self) -> tuple[float, ...]:
-        """When the job was founded again from a checkpoint: names of cells begin anew with that."""
-        found: list[float] = []
-        resumed = False
-        for event in self.story:
-            if event["event"] == "fault" and event.get("what") == "resuming":
-                resumed = True
-            elif resumed and event["event"] == "placed" and _REFOUNDED.match(str(event.get("reason"))):
-                resumed = False
-                found.append(float(event["time"]))
-        return tuple(found)
-
-    def life(self, time: float) -> int:
-        """How often the job had been founded again by then."""
-        return sum(refounded <= time for refounded in self.refoundings)
-
-    def decided(self) -> dict[tuple[int, str, int], list[EventMap]]:
-        """(life, cell, slot) -> every event that tells of that slot's record, by slot."""
-        found: dict[tuple[int, str, int], list[EventMap]] = defaultdict(list)
-        for event in self.story:
-            if event["event"] in ("committed", "round", "placed") and "slot" in event:
-                found[self.life(event["time"]), event["cell"], event["slot"]].append(event)
-        return dict(sorted(found.items()))
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """broken: sentences. looked_at: how many things were checked. of_what: their name."""
-
-    broken: tuple[str, ...]
-    looked_at: int
-    of_what: str
-    why_not: str = ""
-
-    def as_map(self) -> dict[str, Any]:
-        """For a line of JSON."""
-        why = self.why_not or ("" if self.looked_at else "there was nothing to look at")
-        held = {"not_checked": why} if why and not self.broken else {"held": not self.broken}
-        return held | {"looked_at": f"{self.looked_at} {self.of_what}", "broken": list(self.broken)}
-
-
-Check = Callable[[Evidence], Verdict]
-
-
-def one_record_per_slot(run: Evidence) -> Verdict:
-    """No slot of a cell has two different records, and no iteration two slots."""
-    broken, slots = [], defaultdict[tuple[int, str, int], set[int]](set)
-    decided = run.decided()
-    for (life, cell, slot), events in decided.items():
-        if len({_content(event) for event in events}) > 1:
-            broken.append(f"slot {slot} of cell {cell} has {len(events)} events that differ")
-        for event in events:
-            if event["event"] == "committed":
-                slots[life, cell, event["iteration"]].add(slot)
-    for (_, cell, iteration), found in slots.items():
-        if len(found) > 1:
-            broken.append(f"iteration {iteration} of cell {cell} was committed in slots {sorted(found)}")
-    return Verdict(tuple(broken), len(decided), "slots")
-
-
-def _content(event: EventMap) -> str:
-    """What every teller of one record must say alike: all but when, by whom, and how long it took."""
-    own = ("time", "node", "seconds", "reasons", "reason")
-    return repr(sorted((key, value) for key, value in event.items() if key not in own))
-
-
-def nothing_committed_is_undone(run: Evidence) -> Verdict:
-    """A later slot of a cell never has an earlier iteration."""
-    broken, newest = [], dict[tuple[int, str], int]()
-    decided = run.decided()
-    for (life, cell, slot), events in decided.items():
-        iteration = int(events[0]["iteration"])
-        before = newest.get((life, cell), 0)
-        if iteration < before:
-            broken.append(f"cell {cell} went back from iteration {before} to {iteration} in slot {slot}")
-        newest[life, cell] = max(before, iteration)
-    return Verdict(tuple(broken), len(decided), "slots")
-
-
-def tokens_are_counted_once(run: Evidence) -> Verdict:
-    """No commit counts more tokens than its plan had, nor a part of a microbatch."""
-    job = run.job
-    batch = job.pipeline.microbatch * job.data.sequence
-    feeding: dict[tuple[int, str], list[frozenset[str]]] = defaultdict(list)
-    broken, commits = [], 0
-    for (life, cell, slot), events in run.decided().items():
-        family = (life, cell.split("~")[0])
-        if "holders" in events[0]:
-            feeding[family].append(frozenset(events[0]["holders"]["0"]))
-        if events[0]["event"] != "committed":
-            continue
-        commits += 1
-        # Who fed a slot was in the roster before it: the last few records of the cell and its parent.
-        feeders = len(frozenset().union(*feeding[family][-3:]))
-        planned, tokens = batch * job.pipeline.microbatches * feeders, int(events[0]["tokens"])
-        if tokens > planned or tokens % batch:
-            broken.append(f"slot {slot} of cell {cell} counts {tokens} tokens of {planned} planned")
-    return Verdict(tuple(broken), commits, "commits")
 
 
 def holders_are_identical(run: Evidence) -> Verdict:
@@ -284,23 +143,24 @@ def false_deaths(run: Evidence) -> list[str]:
     ]
 
 
-def training_went_on(run: Evidence) -> Verdict:
-    """After the last disturbance something was committed."""
-    commits = [event for event in run.story if event["event"] == "committed"]
-    after = [event for event in commits if event["time"] > run.timeline.last_disturbance]
-    broken = () if after else ("nothing was committed after the last disturbance",)
-    return Verdict(broken, len(commits), "commits")
-
-
-NOT_JUDGED = (
-    "who was told of a round and at which iteration: no log holds what was said between two processes",
-    "queues and memory, bytes on the links, and who of those in a view was admitted",
-)
-"""Promises that the simulated world is held to and that event logs say nothing of."""
+NOT_JUDGED: Mapping[str, str] = {
+    "stages_come_back_from_the_best_source": "no log holds who could have given a stage all the time",
+    "a_job_at_work_is_not_begun_again": "no log holds what a coordinator saw of the cells at that moment",
+    "every_report_is_counted": "no log holds when a report was sent, and when it was heard",
+    "only_the_admitted_are_seen": "logs tell whom a node saw, and not with which certificate",
+    "queues_are_bounded": "no log holds what waits on a link",
+    "views_show_what_was_signed": "no log holds the records that a node shows",
+    "news_is_never_forgotten": "no log holds the versions of the records that a node shows",
+    "what_was_said_is_so": "no log holds what was said between two processes, of rounds or of microbatches",
+    "memory_is_bounded": "no log holds which tensors a node keeps",
+    "no_byte_is_lost_unseen": "no log holds what the links of both ends have counted",
+}
+"""Promises that the simulated world is held to, by the name of their checker, and why no log tells."""
 CHECKS: tuple[Check, ...] = (
     one_record_per_slot,
     nothing_committed_is_undone,
     tokens_are_counted_once,
+    every_microbatch_is_accounted_for,
     holders_are_identical,
     nobody_dies_of_an_error,
     views_tell_the_truth,

@@ -6,7 +6,8 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from swarm.lab.chaos_checks import NOT_JUDGED, Evidence, false_deaths, judge
+from swarm.lab.chaos_checks import NOT_JUDGED, false_deaths, judge
+from swarm.lab.chaos_evidence import Evidence
 from swarm.lab.chaos_player import Player
 from swarm.lab.tally import Commit, Tally
 from swarm.lab.wan_shaper import LATE_S
@@ -44,7 +45,7 @@ def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
         "false_deaths": len(falsely),
         "falsely": falsely,
         "checks": {name: verdict.as_map() for name, verdict in verdicts.items()},
-        "not_judged": list(NOT_JUDGED),
+        "not_judged": [f"{name.replace('_', ' ')}: {why}" for name, why in NOT_JUDGED.items()],
         "broken": [sentence for verdict in verdicts.values() for sentence in verdict.broken],
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 from swarm.daemon.look import ID_CHARS, fetch_status
 from swarm.daemon.options import UserError
 from swarm.events import wall_time
-from swarm.lab.chaos_checks import End, Sighting
+from swarm.lab.chaos_evidence import End, Sighting
 from swarm.lab.processes import RealSwarm
 from swarm.lab.wan_namespaces import inside
 

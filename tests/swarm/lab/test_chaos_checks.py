@@ -7,22 +7,27 @@ import pytest
 
 from swarm.job import Job
 from swarm.lab.chaos_checks import (
-    End,
-    Evidence,
-    Sighting,
+    CHECKS,
+    NOT_JUDGED,
     false_deaths,
     holders_are_identical,
     judge,
     nobody_dies_of_an_error,
     nobody_stays_buried,
+    views_tell_the_truth,
+)
+from swarm.lab.chaos_evidence import End, Evidence, Sighting
+from swarm.lab.chaos_history import (
+    every_microbatch_is_accounted_for,
     nothing_committed_is_undone,
     one_record_per_slot,
     tokens_are_counted_once,
     training_went_on,
-    views_tell_the_truth,
 )
 from swarm.lab.chaos_timeline import timeline_of
+from swarm.lab.checkers import CHECKERS
 from swarm.lab.tail import EventMap
+from swarm.pipeline.ledger import CLOSED_BEFORE
 
 BATCH = 2 * 32
 JOB = Job.model_validate(
@@ -40,7 +45,13 @@ def commit(
 ) -> EventMap:
     told = {"cell": "c0", "slot": slot or iteration, "iteration": iteration, "seconds": 1.0, "loss": 2.0}
     more = {"tokens": 8 * BATCH, "clip_scale": 1.0, "holders": HOLDERS}
+    more |= {"partial": 0, "lost": 0, "silent": [], "reasons": []}
     return event(time, node, "committed", **told | more | fields)
+
+
+def plan(time: float, slot: int, microbatches: int = 8, *, term: int = 1, **fields: Any) -> EventMap:
+    told = {"cell": "c0", "slot": slot, "term": term, "microbatches": microbatches, "skipped": []}
+    return event(time, "a", "planned") | told | fields
 
 
 def member(time: float, observer: str, subject: str, status: str) -> EventMap:
@@ -59,9 +70,11 @@ def start(time: float, node: str, others: str) -> list[EventMap]:
 GOOD = (
     *start(0.0, "a", "b"),
     *start(0.0, "b", "a"),
+    plan(0.5, 1),
     commit(1.0, 1),
     commit(1.1, 1, node="b"),
     event(1.5, "a", "round", cell="c0", slot=2, iteration=1, seconds=0.1, round=1, members={}, reasons=[]),
+    plan(1.9, 3),
     commit(2.0, 2, slot=3),
     fault(30.0, "b", "killed"),
     member(31.0, "a", "b", "dead"),
@@ -113,9 +126,103 @@ def test_two_commits_of_one_slot_or_iteration_are_found(other: EventMap) -> None
     assert one_record_per_slot(with_events(other)).broken
 
 
+def test_a_leader_that_tells_again_of_a_slot_it_has_not_closed_makes_no_second_record() -> None:
+    counted = commit(2.2, 2, slot=3, node="c", partial=1, lost=2, silent=["b"])
+    again = commit(2.3, 2, slot=3, node="b", reasons=[CLOSED_BEFORE])
+    assert one_record_per_slot(with_events(counted, again)).broken == ()
+
+
 def test_an_iteration_that_goes_back_is_found() -> None:
     broken = nothing_committed_is_undone(with_events(commit(61.0, 3, slot=7))).broken
     assert broken == ("cell c0 went back from iteration 5 to 3 in slot 7",)
+
+
+def founded(time: float, new: str, old: str = "c0") -> EventMap:
+    return event(time, "a", "cell", old=old, new=new, reason="no majority is left")
+
+
+def test_survivors_that_go_on_from_less_than_their_cell_had_are_found() -> None:
+    cell = founded(61.0, "c0~a.5")  # of slot 5, that has iteration 4; slot 6 others may have decided
+    went_on = commit(62.0, 4, slot=7, cell="c0~a.5")
+    assert nothing_committed_is_undone(with_events(cell, went_on)).broken == ()
+    back = commit(62.0, 3, slot=7, cell="c0~a.5")
+    sentence = "cell c0~a.5 was founded with iteration 4, and slot 7 has 3"
+    assert nothing_committed_is_undone(with_events(cell, back)).broken == (sentence,)
+    grandchild = (founded(63.0, "c0~b.7", "c0~a.5"), commit(64.0, 3, slot=9, cell="c0~b.7"))
+    assert nothing_committed_is_undone(with_events(cell, *grandchild)).broken == (
+        "cell c0~b.7 was founded with iteration 4, and slot 9 has 3",
+    )
+    other_family = event(61.0, "c", "cell", old="c0", new="c0.6561f2a1", reason="nobody trained")
+    begun_again = commit(62.0, 3, slot=7, cell="c0.6561f2a1")
+    assert nothing_committed_is_undone(with_events(other_family, begun_again)).broken == ()
+
+
+def test_a_member_that_goes_on_from_less_than_it_has_shown_is_found_unless_it_began_anew() -> None:
+    def shows(time: float, cell: str, iteration: int) -> EventMap:
+        return event(time, "a", "progress", cell=cell, iteration=iteration)
+
+    had, has = shows(61.0, "c0", 5), shows(63.0, "c0~b.4", 4)
+    sentence = "a had iteration 5 of c0, and goes on with 4 of c0~b.4"
+    assert nothing_committed_is_undone(with_events(had, has)).broken == (sentence,)
+    for between in (
+        event(62.0, "a", "placed", stages=[], holds=False, reason="nobody is in cell c0 any more"),
+        event(62.0, "a", "started", role="worker"),
+        fault(62.0, "a", "killed"),
+        shows(62.0, "", 0),
+        shows(62.0, "c1", 2),
+    ):
+        assert nothing_committed_is_undone(with_events(had, between, has)).broken == ()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "partial", "lost", "right"),
+    [
+        (8, 0, 0, True),
+        (7, 0, 1, True),
+        (6, 2, 0, True),
+        (7, 2, 0, True),
+        (7, 0, 0, False),
+        (8, 0, 1, False),
+        (5, 2, 0, False),
+        (6, 1, 0, False),
+    ],
+)
+def test_a_microbatch_that_is_neither_counted_nor_partial_nor_lost_is_found(
+    tokens: int, partial: int, lost: int, right: bool
+) -> None:
+    told = commit(61.0, 6, slot=7, tokens=tokens * BATCH, partial=partial, lost=lost)
+    found = every_microbatch_is_accounted_for(with_events(plan(60.5, 7), told))
+    assert (found.broken == ()) is right
+    assert found.looked_at == every_microbatch_is_accounted_for(RUN).looked_at + 1
+
+
+def test_a_slot_that_was_planned_twice_has_the_microbatches_of_one_of_its_plans() -> None:
+    plans = plan(60.1, 7, 8), plan(60.5, 7, 5, term=2)
+    for tokens, right in ((8, True), (5, True), (6, False)):
+        run = with_events(*plans, commit(61.0, 6, slot=7, tokens=tokens * BATCH))
+        assert (every_microbatch_is_accounted_for(run).broken == ()) is right
+
+
+def test_what_survivors_carry_on_has_the_microbatches_that_were_planned_before() -> None:
+    before = plan(60.5, 7), founded(61.0, "c0~a.6")
+    for tokens, right in ((8, True), (7, False)):
+        carried = commit(62.0, 6, slot=8, cell="c0~a.6", tokens=tokens * BATCH)
+        assert (every_microbatch_is_accounted_for(with_events(*before, carried)).broken == ()) is right
+
+
+def test_whose_plan_no_log_holds_and_who_has_not_closed_the_slot_is_not_asked_for_microbatches() -> None:
+    wrong = commit(61.0, 6, slot=7, tokens=BATCH)
+    for unknown in ((), (plan(60.5, 7, node="b"),)):
+        assert every_microbatch_is_accounted_for(with_events(wrong, *unknown)).broken == ()
+    told_again = {**wrong, "reasons": [CLOSED_BEFORE]}
+    assert every_microbatch_is_accounted_for(with_events(plan(60.5, 7), told_again)).broken == ()
+
+
+def test_every_promise_of_the_simulated_world_is_judged_or_named_as_not_judged() -> None:
+    simulated = {checker.__name__ for checker in CHECKERS}
+    judged = {check.__name__ for check in CHECKS}
+    assert simulated - judged == set(NOT_JUDGED)
+    assert judged - simulated == {"training_went_on"}
 
 
 def test_a_job_founded_again_from_a_checkpoint_begins_its_names_anew() -> None:
@@ -134,6 +241,12 @@ def test_a_job_founded_again_from_a_checkpoint_begins_its_names_anew() -> None:
 @pytest.mark.parametrize("tokens", [9 * BATCH, 8 * BATCH - 1], ids=["more than planned", "part of a batch"])
 def test_tokens_counted_twice_or_in_part_are_found(tokens: int) -> None:
     assert tokens_are_counted_once(with_events(commit(61.0, 6, slot=7, tokens=tokens))).broken
+
+
+def test_tokens_of_a_newcomer_that_left_before_the_slot_was_decided_are_of_its_plan() -> None:
+    told = commit(61.0, 6, slot=7, tokens=12 * BATCH)
+    assert tokens_are_counted_once(with_events(told)).broken
+    assert tokens_are_counted_once(with_events(plan(60.5, 7, 12), told)).broken == ()
 
 
 def test_a_node_that_fed_the_slot_before_it_left_the_roster_may_be_counted() -> None:
