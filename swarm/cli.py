@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from swarm.lab.commands import Json, chaos, demo, failover, print_json, simulate, throughput
+from swarm.lab.commands import Json, chaos, demo, failover, number, print_json, simulate, throughput
 
 app = typer.Typer(
     name="farflung",
@@ -111,7 +111,7 @@ def coordinator_grant(
     root: Annotated[
         Path | None, typer.Option(help="The file with the root key; else root.json of the directory.")
     ] = None,
-    days: Annotated[float, typer.Option(help="From now on.")] = 90,
+    days: Annotated[float, number(help="From now on.")] = 90,
     as_json: Json = False,
 ) -> None:
     """Let the job's run key admit nodes for longer. Needs the root key; then start the coordinator anew.
@@ -128,7 +128,7 @@ def coordinator_grant(
 @app.command()
 def invite(
     directory: JobDirectory,
-    days: Annotated[float, typer.Option(help="Until it expires.")] = 7,
+    days: Annotated[float, number(help="Until it expires.")] = 7,
     uses: Annotated[int, typer.Option(help="How many nodes may join with it.")] = 8,
     as_json: Json = False,
 ) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from swarm.daemon.options import UserError
 from swarm.gossip.config import volunteer_wan
+from swarm.gossip.view import Status
 from swarm.lab.crowd import Crowd, Host
 from swarm.lab.crowd_sizes import OVERHEAD
+from transport.machine import NodeId
 from transport.sim_paths import LinkShape
 
 WARM_UP_S = 60.0
 """Everyone starts at once; what follows is counted from here."""
 QUIET_S = 120.0
-"""Before the end, without churn: then all views have to agree."""
+"""Before the end, without churn. Who is wrong about somebody as it begins has to know better at the end."""
+CHURN_MAX = 10_000.0
 AWAY_S = (120.0, 600.0)
 STALL_S = (2.0, 8.0)
 STALL_EVERY_S = 30.0
@@ -24,6 +28,8 @@ PATH = LinkShape(latency_s=0.03, jitter_s=0.04, bandwidth_bytes_per_s=2.5e6)
 """50 ms +- 20 ms one way, and an uplink of 20 Mbit/s."""
 
 Evidence = Literal["silence", "closed"]
+ALIVE: tuple[Status, ...] = ("alive",)
+ALIVE_OR_DOUBTED: tuple[Status, ...] = ("alive", "suspect")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +55,12 @@ class CrowdOptions:
     def __post_init__(self) -> None:
         if self.nodes < 2:
             raise UserError("a crowd has at least 2 nodes: give --nodes")
-        if self.hours * 3600 < WARM_UP_S + QUIET_S:
+        if not self.hours * 3600 >= WARM_UP_S + QUIET_S:
             raise UserError(f"--hours is at least {(WARM_UP_S + QUIET_S) / 3600}: a start and a quiet end")
-        if not 0 <= self.loss < 1 or self.churn < 0 or not 0 <= self.stalls <= self.nodes:
-            raise UserError("--loss is at least 0 and below 1, --churn at least 0, --stalls at most --nodes")
+        if not 0 <= self.loss < 1 or not 0 <= self.stalls <= self.nodes:
+            raise UserError("--loss is at least 0 and below 1, --profile-stalls at most --nodes")
+        if not 0 <= self.churn <= CHURN_MAX:
+            raise UserError(f"with --only membership --churn is between 0 and {CHURN_MAX:g} percent an hour")
 
 
 def crowd_options(churn: str, **others: Any) -> CrowdOptions:
@@ -70,16 +78,16 @@ def run_crowd(options: CrowdOptions) -> dict[str, Any]:
     collects = gc.isenabled()
     gc.disable()
     try:
-        crowd = _lived(options)
+        crowd, agree, for_long = _lived(options)
     finally:
         if collects:
             gc.enable()
-    live = [host for host in crowd.hosts if host.alive]
     stated = {name: getattr(options, name) for name in options.__slots__}
     return {
         **stated,
         **crowd.tally.summary(crowd.now),
-        "views_agree": sum(_sees_exactly(host, live) for host in live) == len(live),
+        "views_agree": agree,
+        "views_wrong_for_long": for_long,
         "largest_message_bytes": crowd.largest_bytes,
         "transport_overhead": OVERHEAD,
         "facts": "none advertised",
@@ -90,7 +98,9 @@ def run_crowd(options: CrowdOptions) -> dict[str, Any]:
     }
 
 
-def _lived(options: CrowdOptions) -> Crowd:
+def _lived(options: CrowdOptions) -> tuple[Crowd, bool, int]:
+    """The crowd at the end; whether all views agree then, without a doubt; how many rows of views are wrong
+    at both ends of the quiet time."""
     crowd = Crowd(
         options.nodes,
         seed=options.seed,
@@ -105,8 +115,11 @@ def _lived(options: CrowdOptions) -> Crowd:
     end = options.hours * 3600
     _plan_churn(crowd, options, end - QUIET_S)
     _plan_stalls(crowd, options, end - QUIET_S)
+    crowd.run(end - QUIET_S)
+    before = _wrong(crowd, ALIVE_OR_DOUBTED)
     crowd.run(end)
-    return crowd
+    for_long = before & _wrong(crowd, ALIVE_OR_DOUBTED)
+    return crowd, not _wrong(crowd, ALIVE), len(for_long)
 
 
 def _plan_churn(crowd: Crowd, options: CrowdOptions, until_s: float) -> None:
@@ -133,11 +146,16 @@ def _plan_stalls(crowd: Crowd, options: CrowdOptions, until_s: float) -> None:
             crowd.at(begins, lambda i=index, s=seconds: crowd.stall(crowd.hosts[i], s))  # type: ignore[misc]
 
 
-def _sees_exactly(host: Host, live: list[Host]) -> bool:
-    """Whether a view has all the living, alive, and nobody else."""
-    rows = host.membership.register.rows
-    alive = {node for node, row in rows.items() if row.member.live}
-    return alive == {other.node for other in live if other is not host}
+def _wrong(crowd: Crowd, living: Collection[Status]) -> set[tuple[NodeId, NodeId]]:
+    """Who takes whom for gone who lives, or for living who is gone."""
+    live = {host.node for host in crowd.hosts if host.alive}
+    found: set[tuple[NodeId, NodeId]] = set()
+    for host in crowd.hosts:
+        if host.alive:
+            rows = host.membership.register.rows
+            believed = {node for node, row in rows.items() if row.member.status in living}
+            found |= {(host.node, about) for about in believed ^ (live - {host.node})}
+    return found
 
 
 def render_crowd(found: dict[str, Any]) -> str:
@@ -163,6 +181,7 @@ def render_crowd(found: dict[str, Any]) -> str:
             f"false suspicions: {doubts['nodes']} nodes in {doubts['views']} views",
             f"sent by a node: {line('bytes_per_s', 'B/s')}; {line('messages_per_s', 'messages/s')}",
             f"bytes count {found['transport_overhead']}; facts: {found['facts']}",
-            f"at the end all views agree: {'yes' if found['views_agree'] else 'NO'}",
+            f"at the end all views agree: {'yes' if found['views_agree'] else 'NO'};"
+            f" wrong for {QUIET_S:g} s: {found['views_wrong_for_long'] or 'none'}",
         ]
     )

@@ -1,9 +1,13 @@
+import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from swarm import cli
@@ -49,6 +53,33 @@ def test_every_command_shows_an_example(command: list[str]) -> None:
     shown = CliRunner().invoke(cli.app, [*command, "--help"])
     assert shown.exit_code == 0
     assert f"Example: farflung {' '.join(command)}" in shown.output
+
+
+FLOATS = (float, float | None)
+
+
+def numbers(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every option of every command that takes a number with a point."""
+    for name, each in getattr(command, "commands", {}).items():
+        yield from numbers(each, (*words, name))
+    kinds = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
+    yield from ((*words, each.opts[0]) for each in command.params if kinds.get(each.name) in FLOATS)
+
+
+NUMBERS = tuple(numbers(typer.main.get_command(cli.app)))
+
+
+def test_numbers_are_found_on_the_command_line() -> None:
+    assert {("simulate", "--hours"), ("chaos", "--minutes"), ("invite", "--days")} < set(NUMBERS)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("words", NUMBERS, ids=" ".join)
+def test_every_number_that_a_person_gives_is_finite(words: tuple[str, ...], value: str) -> None:
+    """Some went on for ever, others ended in a traceback."""
+    refused = CliRunner().invoke(cli.app, [*words, value])
+    assert refused.exit_code == 2
+    assert f"Invalid value for '{words[-1]}'" in refused.output
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from swarm.daemon.options import UserError
 from swarm.gossip.compact import Renewal, packed_claim
 from swarm.gossip.messages import BUCKETS, GOSSIP_KINDS, HASHES_BYTES, MARK_BYTES, SHOWN_BYTES, Updates, Want
+from swarm.lab import crowd_run
 from swarm.lab.crowd import Crowd
 from swarm.lab.crowd_run import PATH, CrowdOptions, crowd_options, render_crowd, run_crowd
 from swarm.lab.crowd_sizes import Sizes
@@ -124,6 +125,7 @@ def test_sixty_four_nodes_find_the_dead_wrong_nobody_and_agree() -> None:
     assert found["known_everywhere_s"]["max"] <= 45
     assert found["false_deaths"] == {"nodes": 0, "views": 0}
     assert found["views_agree"]
+    assert found["views_wrong_for_long"] == 0
     assert found["bytes_per_s"]["median"] < 1000
     assert "agree: yes" in render_crowd(found | {"real_s": 1.0, "cpu_s": 1.0})
 
@@ -159,6 +161,23 @@ def test_a_quarter_of_all_messages_lost_buries_nobody(drops: bool) -> None:
     assert found["views_agree"]
 
 
+def test_who_is_wrong_at_both_ends_of_the_quiet_time_did_not_come_to_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node that hears nobody any more does not learn who has gone and who is back."""
+    planned = crowd_run._plan_churn
+
+    def deaf(crowd: Crowd, options: CrowdOptions, until_s: float) -> None:
+        crowd.cut = lambda sender, receiver: 0 in (sender, receiver)
+        planned(crowd, options, until_s)
+
+    monkeypatch.setattr(crowd_run, "_plan_churn", deaf)
+    found = figures(nodes=8, churn=0)
+    assert not found["views_agree"]
+    assert found["views_wrong_for_long"] == 2 * 7
+    assert "agree: NO; wrong for 120 s: 14" in render_crowd(found | {"real_s": 1.0, "cpu_s": 1.0})
+
+
 @pytest.mark.slow
 def test_stalls_bury_nobody_with_lifeguard() -> None:
     assert figures(nodes=16, churn=0, stalls=4, hours=1.0)["false_deaths"]["nodes"] == 0
@@ -173,7 +192,16 @@ def test_load_stays_flat_and_detection_grows_with_the_logarithm() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"nodes": 1}, {"hours": 0.01}, {"loss": 1.0}, {"stalls": 9, "nodes": 8}, {"churn": -1.0}]
+    "wrong",
+    [
+        {"nodes": 1},
+        {"hours": 0.01},
+        {"loss": 1.0},
+        {"stalls": 9, "nodes": 8},
+        {"churn": -1.0},
+        {"churn": math.inf},
+        {"hours": math.nan},
+    ],
 )
 def test_a_crowd_that_cannot_be_is_refused_in_a_sentence(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):

@@ -1,5 +1,9 @@
 """What `farflung simulate` says of a run, and of a person's mistakes."""
 
+import inspect
+import shlex
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,8 @@ from swarm.cli import app
 from swarm.daemon.options import UserError
 from swarm.events import Event
 from swarm.job import Job, JobError, dump_job
+from swarm.lab.commands import again, simulate
+from swarm.lab.crowd_run import CrowdOptions
 from swarm.lab.faults import FaultError
 from swarm.lab.recipes import ModelName, large_job, simulated_job
 from swarm.lab.regions import load_regions
@@ -131,12 +137,52 @@ def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
         (["--only", "membership", "--faults", "storm.toml"], "--faults"),
         (["--only", "membership", "--regions", "moon", "--plot", "x.png"], "--regions, --plot"),
         (["--nodes", "4", "--loss", "0.1"], "--loss"),
+        (["--only", "membership", "--flops-per-s", "1e12", "--out", "there"], "--flops-per-s, --out"),
+        (["job.toml", "--only", "membership", "--jitter", "uniform"], "JOB, --jitter"),
+        (
+            ["--nodes", "4", "--no-lifeguard", "--evidence", "silence"],
+            "--lifeguard/--no-lifeguard, --evidence",
+        ),
     ],
 )
 def test_what_would_be_passed_over_is_refused(words: list[str], named: str) -> None:
     refused = CliRunner().invoke(app, ["simulate", *words])
     assert isinstance(refused.exception, UserError)
     assert str(refused.exception).endswith(named)
+
+
+def test_every_option_fills_a_field_of_what_was_asked_for() -> None:
+    """The fields say which options mean something: one that fills none would be refused always."""
+    parameters = set(inspect.signature(simulate).parameters) - {"context", "only", "as_json"}
+    asked, crowd = ({each.name for each in fields(kind)} for kind in (SimulateOptions, CrowdOptions))
+    assert parameters == asked | crowd
+    assert asked & crowd == {"churn", "seed", "nodes"}
+
+
+@pytest.mark.parametrize("churn", ["nan", "inf", "1e300", "-1"])
+def test_churn_of_a_crowd_that_is_no_percentage_is_refused(churn: str) -> None:
+    refused = CliRunner().invoke(app, ["simulate", "--only", "membership", f"--churn={churn}"])
+    assert isinstance(refused.exception, UserError)
+    assert "--churn is between 0 and" in str(refused.exception)
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_membership_alone_ends_with_1_if_views_did_not_come_to_agree(
+    wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarm.lab.crowd_run.run_crowd", lambda _: {"views_wrong_for_long": wrong})
+    done = CliRunner().invoke(app, ["simulate", "--only", "membership", "--json"])
+    assert done.exit_code == (1 if wrong else 0)
+
+
+def test_the_command_that_plays_a_broken_run_again_spares_its_events_and_its_picture(tmp_path: Path) -> None:
+    out, plot = tmp_path / "out", tmp_path / "run.png"
+    words = ["simulate", "--nodes", "2", "--out", str(out), "--plot", str(plot)]
+    command = again(words, SimulateOptions(nodes=2, out=out, plot=plot), 26.5)
+    told = dict(pairwise(shlex.split(command)[len(words) + 1 :]))
+    assert told["--until"] == "26.5"
+    assert told["--out"] == str(out / "again")
+    assert told["--plot"] == str(tmp_path / "run-again.png")
 
 
 def test_an_error_before_the_first_event_is_told_and_not_hidden_by_another(
