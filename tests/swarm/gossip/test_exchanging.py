@@ -199,3 +199,16 @@ def test_any_marks_are_answered_within_bounds(told: bytes, there: bytes, buckets
         if isinstance(effect, Send):
             assert effect.peer == node_name(1)
             assert len(effect.message.body.wanted) <= WANTED_MAX * MARK_BYTES  # type: ignore[attr-defined]
+
+
+def test_a_member_of_a_small_swarm_calls_all_of_its_few_dead_at_each_comparison() -> None:
+    """Seed 396: it called one at a time, and who lived behind a cut waited for the really dead."""
+    one, now = machine(0), 0.0
+    dead = {node_name(other) for other in (1, 2, 3, 4)}
+    one.seed([signed_record(record_of(other)) for other in (1, 2, 3, 4)], now)
+    while {one.view.status(node) for node in dead} != {"dead"}:
+        now = one.deadline()
+        one.tick(now)
+    for _ in range(3):
+        now = one._exchanging.deadline()
+        assert {send.peer for send in one._exchanging.tick(now)} == dead
