@@ -17,6 +17,7 @@ from swarm.lab.faults import (
     SlowLink,
     selectors_of,
 )
+from swarm.lab.selectors import hits_nobody
 
 OF_THE_NETWORK = (Cut, Partition, SlowLink, Noise)
 
@@ -41,11 +42,6 @@ def refuse_impossible(
             why = "all processes here share this machine's clock"
             raise UserError(f"the fault 'clock_skew' is for `farflung simulate`: {why}")
         for selector in selectors_of(fault):
-            which, _, number = selector.partition(":")
-            if which == "region" and number not in regions:
-                known = f"only in {', '.join(sorted(regions))}" if regions else "in no region"
-                raise UserError(f"{selector!r} hits nobody: the nodes of this swarm are {known}")
-            if which in ("holder", "holders") and int(number) >= stages:
-                raise UserError(f"{selector!r} hits nobody: the job has {stages} stages, the first is 0")
-            if which == "node" and int(number) >= nodes:
-                raise UserError(f"{selector!r} names no node: there are {nodes}, node:0 is the first")
+            why = hits_nobody(selector, nodes=nodes, stages=stages, regions=regions)
+            if why:
+                raise UserError(why)
