@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from swarm.daemon.admission import Authority
 from swarm.daemon.compute import CostCompute
 from swarm.daemon.gossip_setup import DONE_S
 from swarm.events import Event
@@ -25,15 +24,15 @@ from swarm.lab.evidence import Evidence
 from swarm.lab.exam import examine
 from swarm.lab.faults import Fault
 from swarm.lab.hollow import Hollow, without_values
+from swarm.lab.keys import certified, found_authority
 from swarm.lab.misfortune import Misfortune
 from swarm.lab.remains import hopeless, stuck
-from swarm.lab.sim_node import CERTIFIED_AT_S, Ground, SimCoordinator, SimNode, SimProcess, virtual_now
+from swarm.lab.sim_node import Ground, SimCoordinator, SimNode, SimProcess, virtual_now
 from swarm.lab.terrain import access_of, path_between, region_of
 from swarm.lab.wiretap import TappedNetwork, Wiretap
 from swarm.pipeline.data import Corpus
 from swarm.pipeline.matter import DENSE
 from swarm.pipeline.model import ModelConfig, preset
-from transport.identity import Identity, RunKeyGrant, SigningKey, sign_grant
 from transport.machine import NodeId
 from transport.sim_network import QueueLimits
 from transport.sim_paths import LinkShape
@@ -44,7 +43,6 @@ START_S = 0.3
 """Within which the nodes of a world start, one after the other."""
 END_S = 1.0
 """From the last node's last iteration until the world ends, so that its news still spread."""
-YEARS_S = 100 * 365 * 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +134,7 @@ class World:
         self.network = TappedNetwork(
             Random(self._rng.getrandbits(64)), LinkShape(), queues=options.queues, tap=self._overhear
         )
-        self._authority = self._found_authority()
+        self._authority = found_authority(self.job, self._rng)
         config = options.model or preset(self.job.model.preset, corpus.vocab)
         self._hollow = Hollow(self.job, config) if options.tensors == "none" else None
         self._ground = Ground(
@@ -161,26 +159,8 @@ class World:
 
     # -- making ------------------------------------------------------------------------------
 
-    def _found_authority(self) -> Authority:
-        root, run = SigningKey.create(self._rng), SigningKey.create(self._rng)
-        grant = RunKeyGrant(
-            job=self.job.digest,
-            job_name=self.job.name,
-            run_key=run.public_key,
-            not_after=CERTIFIED_AT_S + YEARS_S,
-        )
-        return Authority(job=self.job, root_key=root.public_key, run_key=run, grant=sign_grant(root, grant))
-
-    def _certified(self, role: str) -> tuple[Identity, bytes]:
-        identity = Identity.create(self._rng)
-        binding = identity.bind_curve(self.job.digest)
-        _, certificate = self._authority.certify(
-            identity.public_key, binding, role=role, serial=0, now_wall=CERTIFIED_AT_S
-        )
-        return identity, certificate
-
     def _make_coordinator(self) -> SimCoordinator:
-        identity, certificate = self._certified("coordinator")
+        identity, certificate = certified(self._authority, "coordinator", self._rng)
         disk = SimDisk()
         return SimCoordinator(
             ground=self._ground,
@@ -193,7 +173,7 @@ class World:
 
     def add_node(self) -> SimNode:
         """One more invited node, with links and a speed drawn from the seed. `start` begins it."""
-        identity, certificate = self._certified("worker")
+        identity, certificate = certified(self._authority, "worker", self._rng)
         speed = self.options.flops_per_s * self._rng.uniform(0.5, 1.5)
         disk = SimDisk()
         node = SimNode(

@@ -6,7 +6,7 @@ Every node keeps one, so that whoever leads next knows since when a stage is los
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from swarm.events import EventKind, Noted
@@ -198,13 +198,13 @@ class Appointments:
             return replace(placement, rehearse=False)
         return replace(placement, same_state=False)
 
-    def placeable(self, record: CellRecord, now: float) -> set[int]:
-        """Stages of a roster that could be had from somewhere, were they ordered now."""
-        wanted = self._place(self._view, record, self._asked((), now))
-        return {placement.stage for placement in wanted}
+    def placeable(self, record: CellRecord, now: float, since: float) -> set[int]:
+        """Stages of a roster that could be had, were they ordered now. since: when its rows fell empty."""
+        empty = {stage: since for stage, row in enumerate(record.roster) if not row}
+        return {p.stage for p in self._place(self._view, record, self._asked((), now, empty | self._lost))}
 
-    def _asked(self, busy: Iterable[NodeId], now: float) -> Asked:
-        lost_s = {stage: now - since for stage, since in self._lost.items()}
+    def _asked(self, busy: Iterable[NodeId], now: float, lost: Mapping[int, float] | None = None) -> Asked:
+        lost_s = {stage: now - since for stage, since in (self._lost if lost is None else lost).items()}
         return replace(self._asking.asked(busy, self.leaving, now), lost_s=lost_s)
 
     def _expire(self, now: float) -> None:

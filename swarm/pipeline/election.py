@@ -42,10 +42,11 @@ class Election:
         self.promises: dict[NodeId, Promise] = {}
         self.strangers: set[NodeId] = set()
         """Asked members that answered that they are not in this cell any more."""
+        self._lacking_since: float | None = None
 
     def heard(self, leader: NodeId, term: int) -> None:
         """A leadership that this node's follower answered to."""
-        self.term, self.office = max(self.term, term), leader
+        self.term, self.office, self._lacking_since = max(self.term, term), leader, None
 
     def decided(self, record: CellRecord) -> None:
         """A record of this leadership was decided; one proposed again is of an older one."""
@@ -92,6 +93,16 @@ class Election:
         """Members that neither promised nor said that they are not in this cell."""
         known: Mapping[NodeId, object] = self.promises
         return [n for n in roster_nodes(record.roster) if n not in known and n not in self.strangers]
+
+    def lacking_since(self, now: float) -> float:
+        """Since when nobody who could make a majority is left, with no leadership in between.
+
+        What is in no row of those who are left is lost since then, though the last roster names a
+        holder: that one is back without its memory.
+        """
+        if self._lacking_since is None:
+            self._lacking_since = now
+        return self._lacking_since
 
     def remainder(self, record: CellRecord, digest: str) -> CellRecord:
         """The founding record of the new cell that those who promised are from now on.

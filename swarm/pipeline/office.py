@@ -240,7 +240,7 @@ class Office(ABC):
 
     def _can_live(self, found: CellRecord, now: float) -> bool:
         """Whether every stage is held, or can be had from somewhere."""
-        rebuilt = self.appointments.placeable(found, now)
+        rebuilt = self.appointments.placeable(found, now, self.election.lacking_since(now))
         return all(row or stage in rebuilt for stage, row in enumerate(found.roster))
 
     def _dissolve(self, found: CellRecord, now: float) -> Sequence[Effect]:
@@ -269,7 +269,7 @@ class Office(ABC):
         """Whether a cell of which nobody holds anything has nobody to give it to, and others train."""
         others = any(m.facts.stages and m.facts.cell != self.record.cell for m in self.view.live())
         empty = self.record.model_copy(update={"roster": ((),) * len(self.record.roster)})
-        return others and not self.appointments.placeable(empty, now)
+        return others and not self.appointments.placeable(empty, now, now)
 
     def _give_up(self, reason: str = LACKING) -> Sequence[Effect]:
         self.phase, self._until = "following", None

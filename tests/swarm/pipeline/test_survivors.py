@@ -26,7 +26,7 @@ from swarm.pipeline.follower import Apply, Follower
 from swarm.pipeline.leader import Leader
 from swarm.pipeline.office import Dissolve
 from swarm.pipeline.records import read_record, record_digest, sign_record
-from swarm.planning.placement import Placement
+from swarm.planning.placement import Asked, Placement
 from transport.identity import Identity
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Body, Message, Signed
@@ -300,3 +300,27 @@ def test_a_newcomer_without_a_voice_founds_for_those_who_have_one_and_leaves() -
     assert [e.peer for e in effects if isinstance(e, Send)] == [B]
     assert isinstance(effects[-1], Dissolve)
     assert leader.deadline() is None
+
+
+def test_what_survivors_lack_is_lost_though_the_roster_names_one_that_is_back_without_it() -> None:
+    """Taken for held as long as that one lived, it was asked for by nobody, for ever (seed 83)."""
+    order = Placement(taker=B, stage=1, how="seed", donors=(), same_state=False, reason="nothing is left")
+    waited: list[float] = []
+
+    def place(view: View, record: CellRecord, asked: Asked) -> tuple[Placement, ...]:
+        waited.append(asked.lost_s.get(1, 0.0))
+        return (order,) if waited[-1] >= 10.0 else ()
+
+    leader = Leader(A, JOB, founded((A,), (B, C)), sign=PEOPLE[0].sign, check=lambda _: True, place=place)
+    effects = [*leader.observe(seen({}), 0.0)]
+    now = 0.0
+    while new_cell(effects) is None and now < 60.0:
+        effects = [*leader.handle(A, promise(leader), now)]
+        for peer in (B, C):
+            mute = Absent(cell="c0", slot=0, term=leader.term, reason="a newcomer has no voice")
+            effects += leader.handle(peer, Message(mute), now)
+        now = leader.deadline() or now
+        effects += leader.tick(now)
+    found = new_cell(effects)
+    assert found is not None and found.roster == ((A,), ())
+    assert waited[-1] >= 10.0
