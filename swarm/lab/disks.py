@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PosixPath
 from typing import IO, Any, NoReturn
+
+from swarm.events import Event
 
 
 @dataclass(slots=True)
@@ -40,6 +42,13 @@ class _OnDisk(PosixPath):
         if self.disk.full and not (exist_ok and self.is_dir()):
             _refuse(self)
         super().mkdir(mode, parents, exist_ok)
+
+
+def without_place(event: Event, directory: Path) -> Event:
+    """The event as it would be wherever a world's disks lie: two runs of a seed lie in two directories."""
+    place = f"{directory}/"
+    told = {k: v.replace(place, "") if isinstance(v, str) else v for k, v in event.fields.items()}
+    return replace(event, fields=told) if told != event.fields else event
 
 
 def _refuse(path: Path) -> NoReturn:

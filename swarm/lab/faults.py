@@ -20,10 +20,11 @@ one group that is hit together. Hits come independently of each other, at any ti
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from swarm.lab.selectors import Selector
 
@@ -102,11 +103,20 @@ class Pause(_Fault):
     for_s: Seconds | None = None
 
 
+def _apart(sides: tuple[Side, ...]) -> tuple[Side, ...]:
+    """Nobody can be named on two sides."""
+    named = Counter(who for side in sides for who in set(side) if who != "random")
+    twice = sorted(who for who, times in named.items() if times > 1)
+    if twice:
+        raise ValueError(f"{twice[0]} is on two sides")
+    return sides
+
+
 class Cut(_Fault):
     """Nothing passes between two sides. `one_way`: the second side is still heard by the first."""
 
     kind: Literal["cut"]
-    between: tuple[Side, Side]
+    between: Annotated[tuple[Side, Side], AfterValidator(_apart)]
     one_way: bool = False
     for_s: Seconds | None = None
 
@@ -115,7 +125,7 @@ class Partition(_Fault):
     """Nothing passes between groups. Nodes in no group keep all connections."""
 
     kind: Literal["partition"]
-    groups: Annotated[tuple[Side, ...], Field(min_length=2)]
+    groups: Annotated[tuple[Side, ...], Field(min_length=2), AfterValidator(_apart)]
     for_s: Seconds | None = None
 
 

@@ -37,13 +37,14 @@ class Story:
     losses: by cell, (time, loss of an iteration, None without tensors or if it counted no token).
     live: (time, worker nodes that run from then on).
     tokens: (begin, end, tokens) of every committed iteration of all cells. faults: (time, what) as
-        they began.
+        they began. iterations: of the cell that came furthest.
     """
 
     losses: dict[str, list[tuple[float, float | None]]]
     live: list[tuple[float, int]]
     tokens: list[tuple[float, float, int]]
     faults: list[tuple[float, str]]
+    iterations: int
 
 
 def story(events: Sequence[Event]) -> Story:
@@ -59,7 +60,8 @@ def story(events: Sequence[Event]) -> Story:
             tokens.append((begun, event.time, event.fields["tokens"]))
         elif event.kind == "fault" and not event.fields["what"].endswith(" ended"):
             faults.append((event.time, event.fields["what"]))
-    return Story(losses=losses, live=list(_live(events)), tokens=tokens, faults=faults)
+    furthest = max((e.fields["iteration"] for e in events if e.kind == "committed"), default=0)
+    return Story(losses=losses, live=list(_live(events)), tokens=tokens, faults=faults, iterations=furthest)
 
 
 def _live(events: Sequence[Event]) -> Iterator[tuple[float, int]]:
@@ -104,7 +106,7 @@ def check_plot(path: Path) -> None:
     """Say now, not after minutes of simulation, that a picture cannot be drawn. Raises UserError."""
     if find_spec("matplotlib") is None:
         raise UserError(
-            "--plot needs matplotlib: install farflung with the extra `plot`, or matplotlib itself"
+            "--plot needs matplotlib: `bash scripts/setup plot` in a clone, else the extra `plot` of farflung"
         )
     if path.suffix not in SUFFIXES:
         raise UserError(f"--plot {path}: the name of a picture ends in {', '.join(SUFFIXES)}")
@@ -138,12 +140,10 @@ def plot_run(events: Sequence[Event], seconds: float, path: Path) -> None:
 
 
 def _title(told: Story, seconds: float) -> str:
-    iterations = max((len(points) for points in told.losses.values()), default=0)
     counts = Counter(what for _, what in told.faults)
     faults = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in sorted(counts.items()))
-    return (
-        f"{iterations} iterations in {seconds:,.0f} virtual seconds; faults (red lines): {faults or 'none'}"
-    )
+    done = f"{told.iterations} iterations in {seconds:,.0f} virtual seconds"
+    return f"{done}; faults (red lines): {faults or 'none'}"
 
 
 def _draw_losses(axes: Axes, told: Story) -> None:

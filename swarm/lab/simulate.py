@@ -24,6 +24,7 @@ from swarm.lab.regions import load_regions
 from swarm.lab.selectors import hits_nobody
 from swarm.lab.trace import Replay, in_company, load_trace, replay
 from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions
+from swarm.messages import origin_of
 from swarm.pipeline.data import BYTE_VOCAB
 from swarm.pipeline.model import preset
 from swarm.pipeline.room import FLOAT_BYTES, STATE_FLATS
@@ -104,9 +105,9 @@ def _drawn(
     speed of what was drawn or recorded; None if there are none, or if they come at iterations."""
     began, drawn = outcome.drawn
     churned = world.drawn[: len(world.drawn) - len(recorded.faults)]
-    moments_s = [loss.at_s for loss in (*churned, *recorded.losses)]
-    at_times = [at_s * options.speed_up for at_s in moments_s if at_s is not None]
-    known = at_times and len(at_times) == len(moments_s)
+    lost = [(loss.at_s, selectors_of(loss)[0]) for loss in (*churned, *recorded.losses)]
+    at_times = [(at_s * options.speed_up, who) for at_s, who in lost if at_s is not None]
+    known = at_times and len(at_times) == len(lost)
     return {
         "speed_up": options.speed_up,
         "drawn": {
@@ -185,6 +186,8 @@ def _check_memory(job: Job) -> None:
 
 def _churn(options: SimulateOptions, job: Job, nodes: int) -> Sequence[Fault]:
     """Who leaves and comes back, drawn from the seed, and so many times as fast as it was asked for."""
+    if options.speed_up != 1 and not options.churn and options.trace is None:
+        raise UserError("--speed-up is of --churn or --trace, and neither is given")
     if not options.churn:
         return ()
     if options.churn.startswith(AT_ITERATIONS) and options.speed_up != 1:
@@ -223,7 +226,8 @@ def write_run(events: Sequence[Event], out: Path) -> Path:
 def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
     """The numbers a person looks at first. What is not known, for want of tensors, is None.
 
-    iterations: of the cell that came furthest. losses: mean training loss of its first and last.
+    iterations: of the cell that came furthest. losses: mean training loss of its last, and of the first of
+        the cell that it comes from, by whatever names.
     tokens_per_s: committed by all cells in a virtual second. bytes_sent: on all links.
     loss_validation: of its model at the end, on held-out text. failures: processes that a fault hit.
     """
@@ -231,7 +235,9 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
     furthest = max(commits, key=lambda event: event.fields["iteration"], default=None)
     cell = furthest.fields["cell"] if furthest else ""
     tokens = sum(event.fields.get("tokens", 0) for event in commits)
-    losses = [event.fields["loss"] for event in commits if event.fields["cell"] == cell]
+    learned = [event.fields for event in commits if event.fields.get("tokens")]
+    losses = [told["loss"] for told in learned if origin_of(told["cell"]) == origin_of(cell)][:1]
+    losses += [told["loss"] for told in learned if told["cell"] == cell][-1:]
     recovered = [e.fields for e in outcome.events if e.kind == "recovered"]
     killed = ("crash", "restart")
     return {

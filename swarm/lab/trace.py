@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
 from pathlib import Path
 
 from swarm.lab.faults import Crash, Fault, FaultError, Restart
@@ -118,10 +117,14 @@ def _in_order(faults: Iterable[Fault]) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=lambda fault: fault.at_s or 0.0))
 
 
-def in_company(moments_s: Iterable[float], within_s: float = 60.0) -> float:
-    """The share of losses with another one at most so long before or after it."""
-    times = sorted(moments_s)
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    near = [gap <= within_s for gap in gaps]
-    company = sum(before or after for before, after in zip([False, *near], [*near, False], strict=True))
-    return company / len(times) if times else 0.0
+def in_company(losses: Iterable[tuple[float, str]], within_s: float = 60.0) -> float:
+    """The share of losses, each a moment and whose it is, with somebody else's so long before or after it."""
+    found = sorted(losses)
+    company: set[int] = set()
+    for index, (at_s, who) in enumerate(found):
+        for later in range(index + 1, len(found)):
+            if found[later][0] - at_s > within_s:
+                break
+            if found[later][1] != who:
+                company |= {index, later}
+    return len(company) / len(found) if found else 0.0

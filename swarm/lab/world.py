@@ -19,7 +19,7 @@ from swarm.events import Event
 from swarm.gossip.config import GossipConfig, volunteer_wan
 from swarm.job import Job
 from swarm.lab.checkers import CHECKERS
-from swarm.lab.disks import SimDisk
+from swarm.lab.disks import SimDisk, without_place
 from swarm.lab.evidence import Evidence
 from swarm.lab.exam import examine
 from swarm.lab.faults import Fault
@@ -244,7 +244,8 @@ class World:
 
     def emit(self, event: Event) -> None:
         """Take an event in, at the world's time, whatever the clock of its node says."""
-        event = replace(without_values(event) if self._hollow else event, time=virtual_now())
+        told = without_place(without_values(event) if self._hollow else event, self._directory)
+        event = replace(told, time=virtual_now())
         self.events.append(event)
         self.evidence.see(event)
         if event.kind in ("started", "left", "fault"):

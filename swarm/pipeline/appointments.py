@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from swarm.events import EventKind, Noted
 from swarm.gossip.view import Member, View
-from swarm.messages import CellRecord, Ready, Restore, Roster
+from swarm.messages import CellRecord, Ready, Roster
 from swarm.pipeline.asking import Asking
-from swarm.planning.placement import Asked, Place, Placement
+from swarm.planning.placement import Asked, Place, Placement, order_of
 from transport.machine import Effect, NodeId, Send
 from transport.wire import Message, Signed
 
@@ -158,18 +158,25 @@ class Appointments:
     def next_roster(self, roster: Roster) -> Roster:
         """The roster of the next slot: without who is gone or replaced, with who is ready.
 
-        A stage whose every holder is only suspected keeps them: it is skipped, not given away.
+        A stage whose every holder is only suspected keeps them: it is skipped, not given away. One that
+        was rebuilt while its holder was away has that holder again, if it is back before any record.
         """
-        replaced = {(t.placement.replaces, t.placement.stage) for t in self._ready.values()}
-        replaced |= {(t.placement.taker, s) for t in self._ready.values() for s in t.placement.gives_up}
+        of_use = {k: t.placement for k, t in self._ready.items() if not self._superseded(t.placement, roster)}
+        replaced = {(placed.replaces, placed.stage) for placed in of_use.values()}
+        replaced |= {(placed.taker, s) for placed in of_use.values() for s in placed.gives_up}
         rows: list[tuple[str, ...]] = []
         for stage, holders in enumerate(roster):
             stay = [n for n in holders if not self.gone(n, stage) and (n, stage) not in replaced]
-            new = [n for n, s in self._ready if s == stage and self._reachable(n) and n not in stay]
+            new = [n for n, s in of_use if s == stage and self._reachable(n) and n not in stay]
             fit = [n for n in (*stay, *new) if self.fit(n, stage) or n in new]
             staying = [n for n in fit if n not in self.leaving]
             rows.append(tuple(sorted(staying or fit or stay)))
         return tuple(rows)
+
+    def _superseded(self, placement: Placement, roster: Roster) -> bool:
+        """Whether a stage that was rebuilt as another state than its holders' has a holder again."""
+        others = (n for n in roster[placement.stage] if n != placement.taker)
+        return not placement.same_state and any(self.fit(n, placement.stage) for n in others)
 
     def order(
         self, record: CellRecord, signed: Signed, term: int, roster: Roster, now: float
@@ -186,7 +193,7 @@ class Appointments:
             placement = self._rehearsed_first(placed)
             under_way.add(placement.stage)
             self._pending[placement.taker, placement.stage] = Pending(placement, now, (record.slot, term))
-            order = _order_of(placement, record, signed, term)
+            order = order_of(placement, record, signed, term)
             effects.append(Send(placement.taker, Message(order)))
         return effects
 
@@ -332,19 +339,3 @@ def _still_wanted(placement: Placement, record: CellRecord) -> bool:
 def _pause_for(needed_s: float) -> float:
     """Half as long again as a fetch took, and a little for small ones."""
     return 5.0 + 1.5 * needed_s
-
-
-def _order_of(placement: Placement, record: CellRecord, signed: Signed, term: int) -> Restore:
-    return Restore(
-        cell=record.cell,
-        slot=record.slot,
-        term=term,
-        stage=placement.stage,
-        how=placement.how,
-        donors=placement.donors,
-        same_state=placement.same_state,
-        rehearsal=placement.rehearse,
-        neighbours=placement.neighbours,
-        decided=signed,
-        reason=placement.reason[:200],
-    )

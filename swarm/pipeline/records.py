@@ -137,7 +137,7 @@ def committed(
     if record.act == "roster":
         return "placed", fields | {"holders": holders, "reason": "a leaving member handed its stages over"}
     return "committed", fields | {
-        "loss": round(record.loss, 5),
+        "loss": round(record.loss, 5) if record.tokens else None,
         "tokens": record.tokens,
         "partial": partial,
         "lost": lost,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from swarm.gossip.view import View
-from swarm.messages import CellRecord
+from swarm.messages import CellRecord, Restore
 from transport.machine import NodeId
+from transport.wire import Signed
 
 How = Literal["holder", "other_cell", "plus_copy", "checkfree", "checkpoint", "seed"]
 
@@ -55,3 +56,20 @@ class Asked:
 
 Place = Callable[[View, CellRecord, Asked], tuple[Placement, ...]]
 """(view, last record, what asking has shown) -> what to order now."""
+
+
+def order_of(placement: Placement, record: CellRecord, signed: Signed, term: int) -> Restore:
+    """What the taker is told. signed: the record, after which it takes the stage."""
+    return Restore(
+        cell=record.cell,
+        slot=record.slot,
+        term=term,
+        stage=placement.stage,
+        how=placement.how,
+        donors=placement.donors,
+        same_state=placement.same_state,
+        rehearsal=placement.rehearse,
+        neighbours=placement.neighbours,
+        decided=signed,
+        reason=placement.reason[:200],
+    )

@@ -52,6 +52,11 @@ node = "coordinator"
 for_s = 4
 [[fault]]
 at_s = 2
+kind = "disk_full"
+node = "holders:0"
+for_s = 30
+[[fault]]
+at_s = 2
 kind = "clock_skew"
 node = "holder:1"
 by_s = -3600
@@ -124,7 +129,7 @@ def simulate(directory: Path, *more: str, seed: int, hash_seed: int) -> tuple[by
 
 @pytest.fixture
 def job_directory(tmp_path: Path) -> Path:
-    job = small_job(nodes=4, cells=1, stages=2, iterations=16)
+    job = small_job(nodes=4, cells=1, stages=2, iterations=16, checkpoint_every=4)
     (tmp_path / "job.toml").write_text(dump_job(job))
     (tmp_path / "faults.toml").write_text(FAULTS)
     return tmp_path
@@ -141,6 +146,7 @@ def test_two_processes_write_the_same_bytes_and_another_seed_writes_others(job_d
     assert len(found["killed"]) > 1  # type: ignore[arg-type]
     done = {json.loads(line).get("what") for line in first.splitlines() if b'"event":"fault"' in line}
     assert set(KINDS) <= done, set(KINDS) - done
+    assert b"cannot write checkpoint node" in first, "where the disks of a run lie is no part of it"
 
 
 def test_two_processes_write_the_same_bytes_of_cells_that_meet_across_the_world(tmp_path: Path) -> None:

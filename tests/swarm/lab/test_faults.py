@@ -140,6 +140,11 @@ def test_an_empty_script_has_no_faults() -> None:
         (_entry('at_s = nan\nkind = "crash"\nnode = "node:1"'), "finite"),
         (_entry('at_s = 1\nkind = "slow_link"\nnode = "node:1"\nfactor = 0.5'), "greater than 1"),
         (_entry('at_s = 1\nkind = "partition"\ngroups = [["node:1"]]'), "at least 2"),
+        (_entry('at_s = 1\nkind = "cut"\nbetween = [["node:1"], ["node:1"]]'), "node:1 is on two sides"),
+        (
+            _entry('at_s = 1\nkind = "partition"\ngroups = [["node:1", "node:2"], ["node:2"]]'),
+            "node:2 is on two sides",
+        ),
         (_entry('at_s = 1\nkind = "cut"\nbetween = [["node:1"], []]'), "at least 1"),
     ],
 )

@@ -105,17 +105,19 @@ def test_the_recipe_without_a_job_fits_any_number_of_nodes(nodes: int) -> None:
 
 def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
     def commit(cell: str, iteration: int, loss: float) -> Event:
-        return Event("committed", float(iteration), "n", {"cell": cell, "iteration": iteration, "loss": loss})
+        told = {"cell": cell, "iteration": iteration, "loss": loss, "tokens": 8 if loss else 0}
+        return Event("committed", float(iteration), "n", told)
 
     events = (
         commit("c0", 1, 5.0),
         commit("c1", 1, 6.0),
         Event("fault", 1.5, "dead", {"what": "crash"}),
         Event("recovered", 2.0, "n", {"stage": 1, "how": "other_cell", "seconds": 3.0}),
-        commit("c1", 2, 4.0),
+        commit("c1~dead.7", 2, 4.0),
+        commit("c1~dead.7", 3, 0.0),
     )
     found = summary(Outcome(events=events, seconds=9.0, finished=True, broken=("two records",)), 1.0)
-    assert (found["iterations"], found["loss_first"], found["loss_last"]) == (2, 6.0, 4.0)
+    assert (found["iterations"], found["loss_first"], found["loss_last"]) == (3, 6.0, 4.0)
     assert found["killed"] == ["dead"]
     assert found["recoveries"] == [{"stage": 1, "how": "other_cell", "seconds": 3.0}]
     path = write_run(events, tmp_path)
@@ -201,6 +203,8 @@ def test_an_error_before_the_first_event_is_told_and_not_hidden_by_another(
 
 
 def test_failures_at_iterations_cannot_be_sped_up() -> None:
+    with pytest.raises(UserError, match="--speed-up is of --churn or --trace, and neither is given"):
+        run_simulate(SimulateOptions(nodes=8, speed_up=60))
     with pytest.raises(UserError, match="--churn checkfree:10 fails stages at iterations: leave --speed-up"):
         run_simulate(SimulateOptions(nodes=8, churn="checkfree:10", speed_up=60))
 

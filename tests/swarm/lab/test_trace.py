@@ -68,5 +68,8 @@ def test_a_trace_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_loss_has_company_if_another_is_near_it() -> None:
-    assert in_company([0, 30, 500, 1000, 1060]) == pytest.approx(0.8)
+    assert in_company(zip([0, 30, 500, 1000, 1060], "ababa", strict=True)) == pytest.approx(0.8)
+    assert in_company(zip([0, 30, 60, 1000, 1001], "aaaab", strict=True)) == pytest.approx(0.4), (
+        "its own is none"
+    )
     assert in_company([]) == 0.0

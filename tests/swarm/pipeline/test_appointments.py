@@ -106,6 +106,22 @@ def test_a_holder_that_came_back_before_anything_was_decided_is_no_recovery() ->
     assert appointments.recoveries(record(2, ROSTER), 3.0) == []
 
 
+def test_what_was_rebuilt_while_a_holder_was_away_is_not_put_beside_it_when_it_is_back() -> None:
+    """Two states of one stage were averaged, and the rebuilt one outlived the true one (seed 783)."""
+    spared = replace(restore(1), gives_up=(0,))
+    appointments = made(spared)
+    roster = ((A, C), (B,))
+    appointments.observe(view(b="dead"), record(1, roster), 1.0)
+    lost = record(1, ((A, C), ()))
+    assert len(appointments.order(lost, SIGNED, 1, lost.roster, 2.0)) == 1
+    appointments.answered(C, ready(), record(1, roster), 3.0)
+    assert appointments.next_roster(roster) == ((A,), (C,))
+    appointments.observe(view(), record(1, roster), 4.0)
+    assert appointments.next_roster(roster) == roster
+    appointments.observe(view(b="suspect"), record(1, roster), 5.0)
+    assert appointments.next_roster(roster) == ((A,), (C,))
+
+
 def test_who_refused_is_not_asked_again_at_once() -> None:
     appointments = made(restore(1))
     lost = record(1, ((A,), ()))
