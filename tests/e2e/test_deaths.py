@@ -29,6 +29,7 @@ async def test_a_crash_is_known_everywhere_in_two_seconds_and_commits_follow(tmp
         assert swarm.children[body].node not in {node for row in after["holders"].values() for node in row}
 
 
+@pytest.mark.slow
 async def test_a_frozen_node_that_wakes_in_time_is_buried_by_nobody(tmp_path: Path) -> None:
     async with RealSwarm(tmp_path / "run", small_job(nodes=4)) as swarm:
         names = await start(swarm, 4)

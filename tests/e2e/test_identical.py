@@ -22,6 +22,7 @@ def take(found: Hashes, status: dict[str, object]) -> None:
             found[member["iteration"], stage][member["node"]] = digest
 
 
+@pytest.mark.slow
 async def test_holders_of_a_stage_advertise_one_hash(tmp_path: Path) -> None:
     found: Hashes = defaultdict(dict)
     async with RealSwarm(tmp_path / "run", small_job(nodes=6)) as swarm:

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.e2e
 EVERY = 8
 
 
+@pytest.mark.slow
 async def test_a_resumed_job_starts_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     slower = {"pipeline": {"microbatches": 8}, "data": {"sequence": 128}}
     job = small_job(nodes=2, recovery={"checkpoint_every": EVERY}, **slower)

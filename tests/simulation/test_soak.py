@@ -62,6 +62,7 @@ def test_an_interrupted_soak_goes_on_where_it_was(tmp_path: Path) -> None:
     assert {**again[1], "cpu_s": 0} == {**first[1], "cpu_s": 0}
 
 
+@pytest.mark.slow
 def test_jobs_play_the_same_worlds_as_one_and_tell_them_in_the_same_order(tmp_path: Path) -> None:
     options = SoakOptions(seeds=3, first=20, out=tmp_path)
     alone, together = (

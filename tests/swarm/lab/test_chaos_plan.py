@@ -362,7 +362,7 @@ async def test_a_fault_whose_moment_never_came_is_told(tmp_path: Path) -> None:
             {at_s = 99, kind = "crash", node = "node:0"},
             {at_iteration = 7, kind = "pause", node = "node:1"},
             {at_s = 1, kind = "partition", groups = [["node:0"], ["holder:0"]]},
-            {at_s = 1, kind = "cut", between = [["node:0"], ["node:0"]]},
+            {at_s = 1, kind = "cut", between = [["node:1"], ["holder:1"]]},
             {per_hour = 1e-9, kind = "crash", node = "random"},
         ]
     """
@@ -371,7 +371,7 @@ async def test_a_fault_whose_moment_never_came_is_told(tmp_path: Path) -> None:
         "crash of node:0 was to be at 99 s, and the run ended before",
         "pause of node:1 was to be at iteration 7, and the run ended before",
         "partition of node:0, holder:0 met nobody alive",
-        "cut of node:0, node:0 met nobody alive",
+        "cut of node:1, holder:1 met nobody alive",
         never_drawn(parse_faults(script)[4], 0),
     ]
 
@@ -392,7 +392,7 @@ async def test_a_partition_is_cut_and_healed_and_nobody_is_on_two_sides(tmp_path
         [[fault]]
         at_s = 1
         kind = "partition"
-        groups = [["node:0", "node:1"], ["node:1", "node:2", "coordinator"]]
+        groups = [["node:0", "node:1"], ["holder:1", "node:2", "coordinator"]]
         for_s = 5
     """
     swarm, _ = await play(script, [1.0, 7.0], tmp_path)

@@ -121,7 +121,7 @@ def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
     assert found["killed"] == ["dead"]
     assert found["recoveries"] == [{"stage": 1, "how": "other_cell", "seconds": 3.0}]
     path = write_run(events, tmp_path)
-    assert len(path.read_text().splitlines()) == 5
+    assert len(path.read_text().splitlines()) == len(events)
     again = {"seed": 3, "again": "farflung simulate --seed 3 --until 7", "last": ['{"event":"fault"}']}
     again |= {"speed_up": 60.0, "drawn": {"began": 0, "drawn": 4, "in_company": 0.75}, "trace_left_out": 9}
     text = render(found | {"events": str(path), "tensors": "real"} | again)
