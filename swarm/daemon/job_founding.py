@@ -110,15 +110,14 @@ class JobFounding:
             return
         clock, least = asyncio.get_running_loop().time, self.job.pipeline.nodes
         rollcall = Rollcall.of(self.directory, clock())
-        while not rollcall.present(self.half.view, clock()).cells():
-            await asyncio.sleep(SETTLE_S)
-            if len(rollcall.present(self.half.view, clock()).live()) < least:
-                continue
-            await asyncio.sleep(SETTLE_S)
-            here, _ = fit_to_found(rollcall.present(self.half.view, clock()), self.job, self.sizes)
-            # Somebody of them may not be there after all.
-            if len(here.live()) >= least and self._found(here, resumed or Resumable()):
+        settled = False
+        # All may speak at once, so what they do is asked in the very moment in which the job is founded.
+        while not (seen := rollcall.present(self.half.view, clock())).cells():
+            here, _ = fit_to_found(seen, self.job, self.sizes)
+            if settled and len(here.live()) >= least and self._found(here, resumed or Resumable()):
                 return
+            settled = len(seen.live()) >= least
+            await asyncio.sleep(SETTLE_S)
 
     async def found_again(self) -> None:
         """Whenever a job that has begun stands still, found it with what is archived, for ever.

@@ -1,6 +1,8 @@
 """A job is founded once, whenever its coordinator is killed."""
 
+import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,10 +46,43 @@ class Half:
         self.published.append((version, notice))
 
 
+class Training(Half):
+    """A gossip half that hears all at once, soon after its start, that its worker trains."""
+
+    @property
+    def view(self) -> View:
+        soon = asyncio.get_running_loop().time() < 0.3
+        return (
+            View() if soon else View({node: replace(m, record=trains(m)) for node, m in self._known.items()})
+        )
+
+    @view.setter
+    def view(self, known: View) -> None:
+        self._known = known.members
+
+
+def trains(member: Member) -> MemberRecord:
+    return member.record.model_copy(update={"facts": Facts(cell="c0", stages=(0,), state="training")})
+
+
+def test_a_resume_of_a_job_that_lives_founds_nothing_though_all_speak_at_the_same_moment(
+    tmp_path: Path,
+) -> None:
+    """Nobody trained when it looked, and enough were there half a second later: chaos found it."""
+    half = Training()
+    assert start(tmp_path, half=half, resumed=40) == []
+
+
 def start(
-    directory: Path, *, dies: bool = False, resumed: int | None = None, rounds: int = 0, wall: float = 100.0
+    directory: Path,
+    *,
+    half: Half | None = None,
+    dies: bool = False,
+    resumed: int | None = None,
+    rounds: int = 0,
+    wall: float = 100.0,
 ) -> Any:
-    half = Half(dies=dies)
+    half = half or Half(dies=dies)
     founding = JobFounding(
         half=cast("GossipHalf", half),
         job=JOB,
