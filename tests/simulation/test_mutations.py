@@ -72,7 +72,7 @@ def test_a_partial_round_that_is_reported_whole_is_found_out(
 
     monkeypatch.setattr(OuterRound, "_average", whole)
     monkeypatch.setattr(OuterRound, "_average_if_complete", _impatient(OuterRound._average_if_complete))
-    assert caught("has sent nothing for it", tmp_path)
+    assert caught("and nobody told them so", tmp_path)
 
 
 def _impatient(complete: Callable[..., Any]) -> Callable[..., Any]:
