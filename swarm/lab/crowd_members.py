@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from swarm.daemon.admission import Authority
 from swarm.daemon.trust import Trust
 from swarm.gossip.messages import Claim
 from swarm.gossip.view import MemberRecord
 from swarm.job import Job
-from transport.identity import Identity, RunKeyGrant, SigningKey, sign_grant
+from swarm.lab.keys import certified, found_authority
+from transport.identity import Identity
 from transport.machine import NodeId
 from transport.wire import Signed
 
@@ -27,22 +27,12 @@ class Registry:
     def __init__(self, rng: Random) -> None:
         self._rng = rng
         self._job = Job(name="crowd")
-        root, run = SigningKey.create(rng), SigningKey.create(rng)
-        grant = RunKeyGrant(
-            job=self._job.digest, job_name=self._job.name, run_key=run.public_key, not_after=DAYS_S
-        )
-        self._authority = Authority(
-            job=self._job, root_key=root.public_key, run_key=run, grant=sign_grant(root, grant)
-        )
-        self.trust = RememberedTrust(Trust(self._job.digest, root.public_key, lambda: 0.0))
+        self._authority = found_authority(self._job, rng, not_after=DAYS_S)
+        self.trust = RememberedTrust(Trust(self._job.digest, self._authority.root_key, lambda: 0.0))
 
     def admit(self, index: int) -> tuple[Identity, MemberRecord]:
         """A new member, and its first record."""
-        identity = Identity.create(self._rng)
-        binding = identity.bind_curve(self._job.digest)
-        _, certificate = self._authority.certify(
-            identity.public_key, binding, role="worker", serial=index, now_wall=0.0
-        )
+        identity, certificate = certified(self._authority, "worker", self._rng, serial=index, now_wall=0.0)
         record = MemberRecord(
             job=self._job.digest,
             node=identity.node,
