@@ -20,6 +20,7 @@ from torch import Tensor
 from optim.inner import AdamState
 from recovery.fetch import Fetched, FetchOptions
 from recovery.snapshot import CHUNK_BYTES, HASH_BYTES, Snapshot, describe, layout, state_digest
+from swarm.daemon.donating import stage_of
 from swarm.daemon.restore import weights_like
 from swarm.events import Event
 from swarm.job import Job
@@ -176,9 +177,8 @@ class Hollow:
 
     def _holds(self, name: str, tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
         """What a state of this name would be made of."""
-        kind, _, stage = name.partition(":")
-        size = self._sizes[int(stage or 0)]
-        like = (weights_like if kind == "weights" else state_like)(size)
+        size = self._sizes[max(0, stage_of(name))]
+        like = (weights_like if name.startswith("weights:") else state_like)(size)
         return describe({each: like[each] for each in tensors})
 
     def restored(self, fetched: Fetched) -> dict[str, Tensor]:

@@ -112,6 +112,14 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("name", ["checkpoint:1", "checkpoint:1/7"])
+def test_a_checkpoint_is_as_large_as_the_state_of_its_stage(name: str) -> None:
+    """Asked for by its rounds it took its node down: the number behind the stage was read as part of it."""
+    state = trained().state()
+    found, held = HOLLOW.snapshot(name, 7, state), HOLLOW.snapshot("stage:1", 7, state)
+    assert (found.holds, found.block.nbytes) == (held.holds, held.block.nbytes)
+
+
 def test_another_state_has_another_digest_and_its_chunks_are_refused() -> None:
     ours, theirs = (HOLLOW.snapshot("stage:1", 7, trained(steps=n).state()) for n in (1, 2))
     assert ours.digest != theirs.digest
