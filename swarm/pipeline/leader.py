@@ -67,7 +67,7 @@ class Leader(Office):
         self._accepts: set[NodeId] = set()
         self._closed_at = 0.0
         self._fruitless = 0
-        self._asked: Plan | Close | None = None
+        self._asked: Plan | Close | Propose | None = None
         self._base: Roster = ((),)
         self._rows: Roster = ((),)
         self._proposal: Signed | None = None
@@ -266,6 +266,7 @@ class Leader(Office):
         self._until = now + self._close_limit_s()
         record = read_record(signed)
         propose = Propose(cell=self.record.cell, slot=self.record.slot + 1, term=self.term, record=signed)
+        self._asked = propose
         return to(sorted({*self._members(), *roster_nodes(record.roster)}), propose)
 
     def _accepted(self, now: float) -> Sequence[Effect]:
@@ -323,9 +324,12 @@ class Leader(Office):
         return []
 
     def _repeat(self, peer: NodeId) -> Sequence[Effect]:
-        """A member that was behind could not begin the slot, or end it: ask once more."""
-        asked = self._asked if self.phase in ("running", "closing") else None
-        return [Send(peer, Message(asked))] if asked and stages_of(asked.roster, peer) else []
+        """A member that was behind could not begin the slot, end it, or accept: ask once more."""
+        asked = self._asked if self.phase in ("running", "closing", "proposing") else None
+        if asked is None:
+            return []
+        roster = self.record.roster if isinstance(asked, Propose) else asked.roster
+        return [Send(peer, Message(asked))] if stages_of(roster, peer) else []
 
     def _somebody_missing(self, now: float) -> Sequence[Effect]:
         """Somebody is dead, suspect or absent: do not wait for them."""

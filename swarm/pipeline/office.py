@@ -151,18 +151,18 @@ class Office(ABC):
         """Stand, or wait for whoever is to lead.
 
         overtaken: this node stood and learned a newer record. Whoever had that one may have given way
-        to it, or will when it is refused, so it stands again though others may come before it.
+        to it, or will when it is refused, as it is if this node stood with the higher ballot. So it
+        stands again though others may come before it.
         """
-        if is_finished(self.record, self.job):
-            return []
         ranking = succession(self.record, self.appointments.live)
-        if self.me not in ranking:
+        if is_finished(self.record, self.job) or self.me not in ranking:
             return []
         if silent:
             return self._query(now, "the leader is silent")
         if ranking[0] == self.me and not self.election.in_office(ranking):
             return self._query(now, "first in line")
-        if overtaken and (self.record.term < self.term or not self.election.in_office(ranking)):
+        stood_higher = (self.record.term, self.record.leader) < (self.term, self.me)
+        if overtaken and (stood_higher or not self.election.in_office(ranking)):
             return self._query(now, self.election.why)
         if self._until is None:
             self._until = now + self._patience()

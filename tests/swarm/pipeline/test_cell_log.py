@@ -324,3 +324,17 @@ def test_a_candidate_that_dies_in_a_tied_term_does_not_hold_the_cell_up() -> Non
     log.suspect(0, set())
     log.kill(0)
     log.teardown()
+
+
+def test_a_leader_that_a_tied_candidate_refuses_does_not_hold_the_cell_up() -> None:
+    """Both stood for term 1, one of them cut off, with the higher id. Healed it learns what the other
+    led to a decision, takes that one for the leader, and refuses its word all the same."""
+    log = CellLog()
+    log.start()
+    log.partition({0, 1})
+    log.deliver_at_most(11)
+    log.pass_time(400.0)
+    log.deliver_at_most(7)
+    log.no_slot_is_decided_twice()
+    assert max(slot for _, slot in log.decided) == 1
+    log.teardown()
