@@ -276,8 +276,8 @@ class Computing:
 
         self.tasks.put(Task(COMMIT, run, finished))
 
-    def settle(self, effect: Settle, done: Settled) -> None:
-        """Queue what a round makes of a stage's anchor."""
+    def settle(self, effect: Settle, cell: str, done: Settled) -> None:
+        """Queue what a round makes of a stage's anchor; who is behind gets that, or what there is."""
 
         def run() -> tuple[tuple[Tensor, ...], int, str]:
             stage = self.stages.get(effect.stage)
@@ -297,9 +297,13 @@ class Computing:
         def finished(result: tuple[tuple[Tensor, ...], int, str], _: float) -> Sequence[Effect]:
             tensors, count, reason = result
             if not tensors:
-                return done(effect.stage, StageSum(), (), reason=reason)
+                held = effect.behind if effect.stage in self.stages else ()
+                ships = [ship for peer in held for ship in self.ship_anchor(peer, effect.stage, cell)]
+                return [*ships, *done(effect.stage, StageSum(), (), reason=reason)]
+            body = OuterAnchor(cell=cell, stage=effect.stage, anchor=count)
             total = StageSum(contributors=effect.members, digest=result_digest(tensors, count))
-            return done(effect.stage, total, tensors, anchor=count, reason=reason)
+            settled = done(effect.stage, total, tensors, anchor=count, reason=reason)
+            return [*(ShipFlat(peer, body, tensors) for peer in effect.behind), *settled]
 
         self.tasks.put(Task(COMMIT, run, finished))
 

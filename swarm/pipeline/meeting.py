@@ -71,9 +71,10 @@ class Came:
 class Meeting:
     """This delegate's round of one stage.
 
-    parts: what the owner averages, by cell. told: who has this cell's outer gradient, and may
-    answer it with an anchor. wait_s: for any cell, from when it began. until: when it stops
-    waiting; latest: for cells that come.
+    parts: what the owner averages, by cell. behind: who else came, and waits at this iteration for
+    the anchor that this delegate will have. told: who has this cell's outer gradient,
+    and may answer it with an anchor. wait_s: for any cell, from when it began. until: when it
+    stops waiting; latest: for cells that come.
     """
 
     begun: Begun
@@ -89,6 +90,7 @@ class Meeting:
     latest: float = 0.0
     predecessors: set[NodeId] = field(default_factory=set)
     parts: dict[str, Came] = field(default_factory=dict)
+    behind: dict[NodeId, int] = field(default_factory=dict)
     told: set[NodeId] = field(default_factory=set)
     averaging: bool = False
 

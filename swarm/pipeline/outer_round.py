@@ -1,10 +1,11 @@
 """Machine: the delegates of a stage in all cells meet for an outer round.
 
-Every stage has its own round. The owner, one delegate chosen by the anchor's count, collects
-outer gradients of the same anchor, and gives their mean and its members to every member. Only
-the owner decides who is left out: a member waits for its word, so that members agree on what
-the round was, and soon after its death for that of who speaks for its cell next. A cell with
-another anchor takes the owner's. A round that averaged nobody is never called averaged.
+Every stage has its own round. The owner, a delegate that follows from the stage and the cells,
+collects outer gradients of the same anchor, and gives their mean and its members to every member.
+Only the owner decides who is left out: a member waits for its word, so that members agree on what
+the round was, and soon after its death for that of who speaks for its cell next. A cell with an
+older anchor takes the one that the round makes, so that it is in the next one. A round that
+averaged nobody is never called averaged.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class OuterRound:
     def observe(self, view: View, now: float) -> Sequence[Effect]:
         """The view changed: an owner does not wait for cells that are gone, nor a member for it."""
         self.view = view
-        self._early = {key: kept for key, kept in self._early.items() if self._still_waits(key[1], kept[0])}
+        early = self._early.items()
+        self._early = {key: kept for key, kept in early if self._still_waits(key[1], kept[0].iteration)}
         effects: list[Effect] = []
         for stage, meeting in list(self._meetings.items()):
             effects += self._admit_early(stage)
@@ -154,12 +156,17 @@ class OuterRound:
         if meeting is None or not self._speaks_for(peer, body):
             self._keep_early(peer, body, payload)
             return []
+        if meeting.averaging and body.cell not in meeting.parts:
+            meeting.behind[peer] = body.iteration
         if meeting.averaging:
             return []
         if (body.anchor, body.anchor_digest) != (meeting.anchor, meeting.digest):
             return self._other_anchor(peer, body, meeting)
         before = meeting.parts.get(body.cell)
-        if meeting.owner == self.me and (before is None or before.iteration <= body.iteration):
+        if meeting.owner != self.me:
+            # The sender takes us for the owner: by its view there are other cells than by ours.
+            meeting.behind[peer] = body.iteration
+        elif before is None or before.iteration <= body.iteration:
             meeting.parts[body.cell] = Came(peer, body.iteration, payload)
         return self._average_if_complete(body.stage, meeting)
 
@@ -173,20 +180,28 @@ class OuterRound:
             # An owner with an older anchor takes ours now, and can average nothing with it.
             del self._meetings[body.stage]
             reason = f"not averaged: cell {body.cell} had the anchor of {body.anchor} rounds"
-            return [ship, Settle(body.stage, (), reason)]
+            return [ship, self._settle(body.stage, meeting, (), reason)]
+        if meeting.owner == self.me and len(meeting.expected) > 1:
+            # With ours as it is it would miss the mean to come, and be as far behind the next time.
+            meeting.behind[peer] = body.iteration
+            return self._average_if_complete(body.stage, meeting)
         return [ship, *self._average_if_complete(body.stage, meeting)]
 
     def _speaks_for(self, peer: NodeId, body: OuterDelta) -> bool:
         """Whether the sender holds the stage in that cell, another one, which still waits for this."""
         member = self.view.members.get(peer)
-        if member is None or not self._still_waits(peer, body):
+        if member is None or not self._still_waits(peer, body.iteration):
             return False
         return member.facts.cell == body.cell != self._cell and body.stage in member.facts.stages
 
-    def _still_waits(self, peer: NodeId, body: OuterDelta) -> bool:
-        """Not so once the sender's cell has gone on to its next iteration."""
+    def _still_waits(self, peer: NodeId, iteration: int) -> bool:
+        """Not so once the sender's cell has gone on to its next iteration. A suspect may wait."""
         member = self.view.members.get(peer)
-        return member is not None and member.live and member.facts.iteration <= body.iteration
+        return (
+            member is not None
+            and member.status in ("alive", "suspect")
+            and member.facts.iteration <= iteration
+        )
 
     def _keep_early(self, peer: NodeId, body: OuterDelta, payload: Any) -> None:
         """Keep the newest of each sender until our round begins, or the view has caught up."""
@@ -194,7 +209,8 @@ class OuterRound:
         older = self._early.get(key)
         if older is not None and older[0].iteration > body.iteration:
             return
-        if self._still_waits(peer, body) and (older is not None or self._has_room(peer, body.stage)):
+        has_room = older is not None or self._has_room(peer, body.stage)
+        if has_room and self._still_waits(peer, body.iteration):
             self._early[key] = (body, payload)
 
     def _has_room(self, peer: NodeId, stage: int) -> bool:
@@ -228,16 +244,17 @@ class OuterRound:
         if said != ours or averaged != meeting.iteration:
             return []
         del self._meetings[body.stage]
-        return [Settle(body.stage, body.members, "", mean=payload)]
+        return [self._settle(body.stage, meeting, body.members, "", mean=payload)]
 
     def anchor(self, peer: NodeId, body: OuterAnchor, payload: Any) -> Sequence[Effect]:
         """Another anchor is the group's: move to it, if it answers what this cell has sent."""
         meeting = self._meetings.get(body.stage)
-        if meeting is None or peer not in meeting.told:
+        if meeting is None or peer not in meeting.told or body.anchor < meeting.anchor:
             return []
         del self._meetings[body.stage]
+        meeting.behind |= {part.peer: part.iteration for part in meeting.parts.values()}
         reason = f"took the anchor of cell {body.cell}, made by {body.anchor} rounds"
-        return [Settle(body.stage, (body.cell,), reason, adopted=payload)]
+        return [self._settle(body.stage, meeting, (body.cell,), reason, adopted=payload)]
 
     def averaged(self, work: Average, mean: Any, _: float) -> Sequence[Effect]:
         """The mean of those members whose parts could be read is there, or is None."""
@@ -245,7 +262,8 @@ class OuterRound:
         if meeting is None:
             return []
         if mean is None or self._cell not in work.members or len(work.members) < 2:
-            return [Settle(work.stage, (), "not averaged: no other outer gradient could be read")]
+            reason = "not averaged: no other outer gradient could be read"
+            return [self._settle(work.stage, meeting, (), reason)]
         came = [meeting.parts[cell] for cell in work.members]
         body = OuterMean(
             stage=work.stage,
@@ -255,7 +273,22 @@ class OuterRound:
             iterations=tuple(part.iteration for part in came),
         )
         ships = [ShipFlat(part.peer, body, (mean,)) for part in came if part.peer != self.me]
-        return [*ships, Settle(work.stage, work.members, "", mean=mean)]
+        return [*ships, self._settle(work.stage, meeting, work.members, "", mean=mean)]
+
+    def _settle(
+        self,
+        stage: int,
+        meeting: Meeting,
+        members: tuple[str, ...],
+        reason: str,
+        *,
+        mean: Any = None,
+        adopted: Any = None,
+    ) -> Settle:
+        """The end of a meeting, for those who came to it and are behind, too."""
+        waiting = (peer for peer, at in sorted(meeting.behind.items()) if self._still_waits(peer, at))
+        behind = tuple(peer for peer in waiting if peer != self.me)
+        return Settle(stage, members, reason, mean=mean, adopted=adopted, behind=behind)
 
     def _average_if_complete(self, stage: int, meeting: Meeting) -> Sequence[Effect]:
         over = self._meetings.get(stage) is not meeting  # an early part has ended it already
@@ -263,7 +296,7 @@ class OuterRound:
             return []
         if meeting.expected <= {self._cell} and meeting.parts.keys() <= {self._cell}:
             del self._meetings[stage]
-            return [Settle(stage, (), "not averaged: no other cell came with this anchor")]
+            return [self._settle(stage, meeting, (), "not averaged: no other cell came with this anchor")]
         complete = not meeting.expected - meeting.parts.keys()
         return self._average(stage, meeting) if complete else []
 
@@ -286,7 +319,8 @@ class OuterRound:
                 continue
             del self._meetings[stage]
             missing = sorted(meeting.expected - {self._cell})
-            effects.append(Settle(stage, (), f"not averaged: no answer from {', '.join(missing)}"[:200]))
+            reason = f"not averaged: no answer from {', '.join(missing)}"[:200]
+            effects.append(self._settle(stage, meeting, (), reason))
         return effects
 
     def deadline(self) -> float | None:

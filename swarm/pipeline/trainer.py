@@ -209,7 +209,7 @@ class Trainer:
                 self.computing.average(effect, self.outer.averaged)
                 return []
             case Settle():
-                self.computing.settle(effect, self.averaging.settled)
+                self.computing.settle(effect, self.cell, self.averaging.settled)
                 return []
             case ShipAnchor(peer, stage):
                 return self.computing.ship_anchor(peer, stage, self.cell)

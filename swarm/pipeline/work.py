@@ -120,7 +120,8 @@ class Settle(Effect):
     """A stage's round is over.
 
     mean: the outer gradient to step with, or None. adopted: a message with another cell's
-    anchor and momentum to move to, or None. With neither the stage was not averaged.
+    anchor and momentum to move to, or None. With neither the stage was not averaged. behind:
+    delegates who wait for the anchor that comes of it, or for the present one.
     """
 
     stage: int
@@ -128,3 +129,4 @@ class Settle(Effect):
     reason: str
     mean: Any = None
     adopted: Any = None
+    behind: tuple[NodeId, ...] = ()

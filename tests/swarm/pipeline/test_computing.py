@@ -8,14 +8,14 @@ import torch
 
 from swarm.events import Noted
 from swarm.job import Job
-from swarm.meetings import EndsCopy
+from swarm.meetings import EndsCopy, OuterAnchor
 from swarm.messages import Averaged, CellRecord, Close, Gradient, StageSum
 from swarm.pipeline.averaging import Hold, Reduce
 from swarm.pipeline.computing import Computing
 from swarm.pipeline.data import load_corpus
 from swarm.pipeline.model import preset
 from swarm.pipeline.stage import Stage, result_digest
-from swarm.pipeline.work import Average, Key, Settle, Work
+from swarm.pipeline.work import Average, Key, Settle, ShipFlat, Work
 from transport.codecs import encode
 from transport.machine import NodeId
 from transport.wire import Message
@@ -184,7 +184,7 @@ def test_an_unreadable_outer_gradient_is_no_member(computing: Computing) -> None
 
 def test_an_unreadable_mean_settles_as_not_averaged(computing: Computing) -> None:
     settle = Settle(2, ("c0", "c1"), "", mean=message(torch.ones(6), cut=4))
-    computing.settle(settle, lambda *result, **more: [(result, more)])  # type: ignore[list-item]
+    computing.settle(settle, "c0", lambda *result, **more: [(result, more)])  # type: ignore[list-item]
     (((_, total, tensors), more),) = run(computing)  # type: ignore[misc]
     assert (total, tensors) == (StageSum(), ())
     assert "not averaged" in more["reason"]
@@ -198,10 +198,24 @@ def test_the_outer_optimizer_that_the_job_names_moves_the_anchor(
     before = computing.stages[2].anchor.clone()
     computing.settle(
         Settle(2, ("c0",), "", mean=message(torch.ones_like(before))),
+        "c0",
         lambda *result, **more: [(result, more)],  # type: ignore[list-item]
     )
     (((_, _, (anchor, _)), _),) = run(computing)  # type: ignore[misc]
     torch.testing.assert_close(before - anchor, torch.full_like(before, step))
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_who_is_behind_gets_the_anchor_that_a_round_makes_or_the_present_one(
+    computing: Computing, averaged: bool
+) -> None:
+    anchor = computing.stages[2].anchor.clone()
+    mean = message(torch.ones_like(anchor)) if averaged else None
+    computing.settle(Settle(2, ("c0",), "", mean=mean, behind=(PEER,)), "c0", lambda *_, **__: [])
+    (ship,) = run(computing)
+    assert isinstance(ship, ShipFlat)
+    assert (ship.peer, ship.body) == (PEER, OuterAnchor(cell="c0", stage=2, anchor=int(averaged)))
+    assert torch.equal(ship.tensors[0], anchor) is not averaged
 
 
 def ends_copy(iteration: int, cell: str = "c0") -> Message:

@@ -46,7 +46,7 @@ def view(*members: Member) -> View:
 
 
 def started(me: str, anchor: int, *cells: str) -> tuple[OuterRound, list[Effect]]:
-    """The owner of anchor 0 is c0, of anchor 1 c1."""
+    """The owner is c0."""
     outer = OuterRound(NODES[me], {0})
     outer.observe(view(*(member(cell) for cell in cells)), 0.0)
     return outer, list(begin(outer, me, anchor))
@@ -218,6 +218,72 @@ def test_an_owner_takes_the_anchor_of_who_came_with_a_newer_one() -> None:
     anchor = OuterAnchor(cell="c1", stage=0, anchor=1)
     assert outer.anchor(NODES["c2"], anchor, "forged") == []
     assert settled(list(outer.anchor(NODES["c1"], anchor, "theirs"))).adopted == "theirs"
+
+
+def test_an_anchor_that_comes_too_late_moves_nobody_back() -> None:
+    outer, _ = started("c1", 3, "c0", "c1")
+    assert outer.anchor(NODES["c0"], OuterAnchor(cell="c0", stage=0, anchor=2), "stale") == []
+
+
+def test_who_comes_with_an_older_anchor_takes_the_one_that_the_round_makes() -> None:
+    """Taken at once it would lack this round's mean, and be one behind for as long as others meet."""
+    outer, _ = started("c0", 1, "c0", "c1", "c2")
+    assert outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs") == []
+    (average,) = outer.delta(NODES["c2"], delta("c2", anchor=1), "third")
+    assert isinstance(average, Average)
+    settle = settled(list(outer.averaged(average, "mean", 1.0)))
+    assert (settle.members, settle.mean, settle.behind) == (("c0", "c2"), "mean", (NODES["c1"],))
+
+
+def test_who_is_behind_is_answered_though_nobody_else_came() -> None:
+    outer, _ = started("c0", 1, "c0", "c1", "c2")
+    outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs")
+    settle = settled(list(outer.tick(10.0)))
+    assert (settle.members, settle.behind) == ((), (NODES["c1"],))
+
+
+def test_who_came_to_an_owner_that_takes_another_anchor_is_given_that() -> None:
+    """It waited 40 s for a mean that nobody would make."""
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    assert outer.delta(NODES["c2"], delta("c2", anchor=0), "third") == []
+    outer.delta(NODES["c1"], delta("c1", anchor=1), "newer")
+    settle = settled(list(outer.anchor(NODES["c1"], OuterAnchor(cell="c1", stage=0, anchor=1), "theirs")))
+    assert (settle.adopted, settle.behind) == ("theirs", (NODES["c2"],))
+
+
+def test_who_takes_us_for_the_owner_is_given_what_our_round_makes() -> None:
+    """Its view knows of other cells than ours."""
+    outer, _ = started("c1", 0, "c0", "c1", "c2")
+    assert outer.delta(NODES["c2"], delta("c2"), "third") == []
+    settle = settled(list(outer.mean(NODES["c0"], mean_of("c0", "c1"), "mean")))
+    assert (settle.mean, settle.behind) == ("mean", (NODES["c2"],))
+
+
+def test_who_comes_while_the_owner_averages_is_given_what_comes_of_it() -> None:
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    outer.delta(NODES["c1"], delta("c1"), "theirs")
+    (average,) = outer.tick(10.0)
+    assert isinstance(average, Average)
+    assert outer.delta(NODES["c2"], delta("c2"), "late") == []
+    settle = settled(list(outer.averaged(average, "mean", 11.0)))
+    assert (settle.members, settle.behind) == (("c0", "c1"), (NODES["c2"],))
+
+
+def test_who_has_gone_on_meanwhile_is_sent_no_anchor() -> None:
+    outer, _ = started("c0", 1, "c0", "c1", "c2")
+    outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs")
+    outer.observe(view(member("c0"), member("c1", iteration=1), member("c2")), 1.0)
+    assert settled(list(outer.tick(10.0))).behind == ()
+
+
+@pytest.mark.parametrize(("status", "kept"), [("suspect", 1), ("dead", 0)])
+def test_what_came_early_is_kept_while_its_sender_is_only_suspected(status: str, kept: int) -> None:
+    """It does not send it again: a pause of 8 s would cost its cell a wait of 50 s."""
+    outer = OuterRound(NODES["c0"], {0})
+    outer.observe(view(member("c0"), member("c1")), 0.0)
+    outer.delta(NODES["c1"], delta("c1", iteration=5), "theirs")
+    outer.observe(view(member("c0"), member("c1", status=status)), 3.0)
+    assert outer.early == kept
 
 
 @pytest.mark.parametrize("me", ["c0", "c1"], ids=["owner", "member"])
