@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
 from typing import Any
 
 from swarm.lab.chaos_checks import NOT_JUDGED, false_deaths, judge
 from swarm.lab.chaos_evidence import Evidence
 from swarm.lab.chaos_player import Player
-from swarm.lab.tally import Commit, Tally
+from swarm.lab.tally import Commit, Tally, longest_gap_s
 from swarm.lab.wan_shaper import LATE_S
 
 
@@ -35,7 +34,7 @@ def summarize(run: Evidence, player: Player, began: float) -> dict[str, Any]:
         "loss_last": next((commit.loss for commit in reversed(furthest) if commit.tokens), None),
         "empty": sum(not commit.tokens for commit in commits),
         "tokens": sum(commit.tokens for commit in commits),
-        "longest_gap_s": round(longest_gap_s(commits), 1),
+        "longest_gap_s": round(longest_gap_s(commit.time for commit in commits), 1),
         "faults": dict(player.begun),
         "missed": player.not_happened(),
         "kills": len(killed),
@@ -56,11 +55,6 @@ def _furthest(commits: list[Commit]) -> list[Commit]:
         return []
     cell = max(commits, key=lambda commit: commit.iteration).cell
     return [commit for commit in commits if commit.cell == cell]
-
-
-def longest_gap_s(commits: list[Commit]) -> float:
-    """The longest time without any commit, from the first to the last."""
-    return max((later.time - earlier.time for earlier, later in pairwise(commits)), default=0.0)
 
 
 def render(found: dict[str, Any]) -> str:

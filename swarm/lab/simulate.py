@@ -22,6 +22,7 @@ from swarm.lab.plot import check_plot, plot_run
 from swarm.lab.recipes import ModelName, large_job, simulated_job
 from swarm.lab.regions import load_regions
 from swarm.lab.selectors import hits_nobody
+from swarm.lab.tally import longest_gap_s
 from swarm.lab.trace import Replay, in_company, load_trace, replay
 from swarm.lab.world import CHECK_S, END_S, Outcome, WorldOptions
 from swarm.messages import origin_of
@@ -228,7 +229,8 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
 
     iterations: of the cell that came furthest. losses: mean training loss of its last, and of the first of
         the cell that it comes from, by whatever names.
-    tokens_per_s: committed by all cells in a virtual second. bytes_sent: on all links.
+    tokens_per_s: committed by all cells in a virtual second. longest_gap_s: between two commits of
+        whichever cells. bytes_sent: on all links.
     loss_validation: of its model at the end, on held-out text. failures: processes that a fault hit.
     """
     commits = [event for event in outcome.events if event.kind == "committed"]
@@ -250,6 +252,7 @@ def summary(outcome: Outcome, real_s: float) -> dict[str, Any]:
         "tokens_per_s": round(tokens / outcome.seconds, 1) if outcome.seconds else 0.0,
         "bytes_sent": outcome.bytes_sent,
         "virtual_s": round(outcome.seconds, 3),
+        "longest_gap_s": round(longest_gap_s(event.time for event in commits), 1),
         "real_s": round(real_s, 3),
         "failures": sum(
             e.kind == "fault" and not e.fields["what"].endswith(" ended") for e in outcome.events
@@ -288,7 +291,8 @@ def render(found: dict[str, Any]) -> str:
     lines = [
         f"{found['iterations']} iterations{'' if found['finished'] else ', not finished'}"
         f" in {found['virtual_s']:.1f} virtual seconds ({found['real_s']:.1f} real)",
-        f"{found['tokens_per_s']:,.0f} tokens a second, {found['bytes_sent'] / 1e9:.3f} GB sent",
+        f"{found['tokens_per_s']:,.0f} tokens a second, {found['bytes_sent'] / 1e9:.3f} GB sent;"
+        f" longest gap without a commit {found['longest_gap_s']:.1f} s",
         _losses(found),
         f"killed: {', '.join(found['killed']) or 'nobody'}; recoveries: {recoveries}",
         f"events: {found['events']}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from swarm.lab.tail import EventMap
@@ -24,6 +25,11 @@ class Commit:
     loss: float
     tokens: int
     time: float
+
+
+def longest_gap_s(commits_at: Iterable[float]) -> float:
+    """The longest time without a commit of whichever cell, from the first to the last."""
+    return max((later - earlier for earlier, later in pairwise(sorted(commits_at))), default=0.0)
 
 
 @dataclass(slots=True)

@@ -20,11 +20,10 @@ from swarm.lab.chaos import ChaosOptions, chaos_job, prepare
 from swarm.lab.chaos_lasting import TURN_S, limit_files
 from swarm.lab.chaos_limits import refuse_impossible
 from swarm.lab.chaos_player import Player
-from swarm.lab.chaos_summary import longest_gap_s, render
+from swarm.lab.chaos_summary import render
 from swarm.lab.faults import Restart, load_faults, never_drawn, parse_faults
 from swarm.lab.processes import Child, RealSwarm
 from swarm.lab.regions import load_regions
-from swarm.lab.tally import Commit
 from swarm.lab.wan import WideArea
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "twenty_kills.toml"
@@ -438,14 +437,6 @@ def test_a_full_disk_refuses_what_is_written_and_takes_it_again_when_it_is_free(
         writer.stdin.close()
     assert said == ["written", "OSError", "written"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 0
-
-
-def test_the_longest_gap_is_between_neighbours_of_whichever_cell() -> None:
-    commits = [
-        Commit(cell, 1, 1.0, 1, time) for cell, time in (("c0", 1.0), ("c1", 2.0), ("c0", 5.0), ("c1", 6.0))
-    ]
-    assert longest_gap_s(commits) == 3.0
-    assert longest_gap_s([]) == 0.0
 
 
 def test_the_summary_says_what_was_not_checked_and_what_broke() -> None:

@@ -118,7 +118,7 @@ def test_a_summary_tells_of_the_cell_that_came_furthest(tmp_path: Path) -> None:
     )
     found = summary(Outcome(events=events, seconds=9.0, finished=True, broken=("two records",)), 1.0)
     assert (found["iterations"], found["loss_first"], found["loss_last"]) == (3, 6.0, 4.0)
-    assert found["killed"] == ["dead"]
+    assert (found["killed"], found["longest_gap_s"]) == (["dead"], 1.0)
     assert found["recoveries"] == [{"stage": 1, "how": "other_cell", "seconds": 3.0}]
     path = write_run(events, tmp_path)
     assert len(path.read_text().splitlines()) == len(events)

@@ -1,6 +1,6 @@
 import pytest
 
-from swarm.lab.tally import Tally
+from swarm.lab.tally import Tally, longest_gap_s
 
 
 def committed(
@@ -23,6 +23,11 @@ def test_the_iteration_is_that_of_the_slowest_cell() -> None:
     tally.add([committed(1, "c0", 1), committed(1, "c1", 1), committed(2, "c0", 2)])
     assert tally.iteration == 1
     assert tally.loss == 3.0
+
+
+@pytest.mark.parametrize(("times", "gap"), [((1.0, 2.0, 5.0, 6.0), 3.0), ((5.0, 1.0), 4.0), ((), 0.0)])
+def test_the_longest_gap_is_between_two_commits(times: tuple[float, ...], gap: float) -> None:
+    assert longest_gap_s(times) == gap
 
 
 def test_speed_looks_back_only_as_far_as_asked() -> None:
