@@ -45,10 +45,11 @@ class OuterMean(Body):
 
 
 class OuterAnchor(Body):
-    """Owner -> a delegate with another anchor: the group's anchor and momentum, flat float32.
+    """A delegate -> one of another cell that came and could not be averaged: anchor and momentum.
 
-    The delegate's cell moves its weights by the difference of the anchors, so that its own
-    outer gradient is kept for the next round.
+    Two flat float32 tensors. They are those that the sender's round made, or has if it made none. The
+    receiver's cell moves its weights by the difference of the anchors, so that its own outer gradient
+    is kept for the next round. `iteration` is that of the outer gradient which this answers.
     """
 
     kind: ClassVar[str] = "outer_anchor"
@@ -56,6 +57,7 @@ class OuterAnchor(Body):
 
     cell: CellName
     stage: StageIndex
+    iteration: Count
     anchor: Count
 
 

@@ -13,11 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from optim.diloco import mean, outer_gradient
-from optim.outer import OUTER_OPTIMIZERS
+from optim.diloco import outer_gradient
 from swarm.job import Job
-from swarm.meetings import EndsCopy, OuterAnchor
+from swarm.meetings import EndsCopy
 from swarm.messages import CellRecord, Roster, StageSum
+from swarm.pipeline import anchors
 from swarm.pipeline.averaging import Hold, Part, Reduce
 from swarm.pipeline.data import Corpus, window
 from swarm.pipeline.drops import Drops
@@ -25,7 +25,7 @@ from swarm.pipeline.matter import DENSE, Matter, payload_tensors
 from swarm.pipeline.model import ModelConfig, parameter_names, parameter_shapes, stage_flops
 from swarm.pipeline.stage import Stage, result_digest, tensor_digest
 from swarm.pipeline.tasks import COMMIT, Task, TaskQueue
-from swarm.pipeline.work import PRIORITY, Average, Key, Settle, ShipFlat, Work
+from swarm.pipeline.work import PRIORITY, Average, Key, Settle, ShipAnchor, ShipFlat, Work
 from transport.codecs import CodecError
 from transport.machine import Effect, NodeId
 from transport.patience import Patience
@@ -264,54 +264,35 @@ class Computing:
     ) -> None:
         """Queue the mean of outer gradients; what cannot be read is left out of the members."""
 
-        def run() -> tuple[Average, Tensor | None]:
-            named = zip(effect.members, effect.parts, strict=True)
-            read = [(cell, tensors) for cell, part in named if (tensors := self._readable((part,)))]
-            good = [(cell, tensors[0]) for cell, tensors in read if bool(torch.isfinite(tensors[0]).all())]
-            kept = Average(effect.stage, tuple(c for c, _ in good), tuple(tensor for _, tensor in good))
-            return kept, mean(tuple(tensor for _, tensor in good)) if good else None
-
         def finished(result: tuple[Average, Tensor | None], now: float) -> Sequence[Effect]:
             return done(*result, now)
 
-        self.tasks.put(Task(COMMIT, run, finished))
+        self.tasks.put(Task(COMMIT, lambda: anchors.average(effect, self._readable), finished))
 
     def settle(self, effect: Settle, cell: str, done: Settled) -> None:
-        """Queue what a round makes of a stage's anchor; who is behind gets that, or what there is."""
+        """Queue what a round makes of a stage's anchor; who is behind gets that, or the present one."""
 
-        def run() -> tuple[tuple[Tensor, ...], int, str]:
-            stage = self.stages.get(effect.stage)
-            payload = effect.adopted if effect.adopted is not None else effect.mean
-            if payload is None or stage is None:
-                return (), 0, effect.reason
-            tensors = self._readable((payload,))
-            if tensors is None or not all(bool(torch.isfinite(t).all()) for t in tensors):
-                return (), 0, "not averaged: another cell sent what cannot be read"
-            if effect.adopted is not None:
-                return tensors, cast(OuterAnchor, cast(Message, effect.adopted).body).anchor, effect.reason
-            outer, move = self.job.outer, OUTER_OPTIMIZERS[self.job.outer.optimizer]
-            anchor, momentum = stage.anchor.cpu(), stage.outer_momentum.cpu()
-            moved = move(anchor, momentum, tensors[0], outer.lr, outer.momentum)
-            return moved, stage.anchor_count + 1, effect.reason
+        def run() -> anchors.Moved:
+            return anchors.moved(effect, self.stages.get(effect.stage), self._readable, self.job.outer)
 
-        def finished(result: tuple[tuple[Tensor, ...], int, str], _: float) -> Sequence[Effect]:
+        def finished(result: anchors.Moved, _: float) -> Sequence[Effect]:
             tensors, count, reason = result
-            if not tensors:
-                held = effect.behind if effect.stage in self.stages else ()
-                ships = [ship for peer in held for ship in self.ship_anchor(peer, effect.stage, cell)]
-                return [*ships, *done(effect.stage, StageSum(), (), reason=reason)]
-            body = OuterAnchor(cell=cell, stage=effect.stage, anchor=count)
-            total = StageSum(contributors=effect.members, digest=result_digest(tensors, count))
-            settled = done(effect.stage, total, tensors, anchor=count, reason=reason)
-            return [*(ShipFlat(peer, body, tensors) for peer in effect.behind), *settled]
+            ships: list[Effect] = []
+            for peer, at in effect.behind:
+                ships += self.ship_anchor(ShipAnchor(peer, effect.stage, at), cell, tensors, count)
+            total = StageSum()
+            if tensors:
+                total = StageSum(contributors=effect.members, digest=result_digest(tensors, count))
+            return [*ships, *done(effect.stage, total, tensors, anchor=count, reason=reason)]
 
         self.tasks.put(Task(COMMIT, run, finished))
 
-    def ship_anchor(self, peer: NodeId, index: int, cell: str) -> Sequence[Effect]:
-        """This node's anchor and momentum, for a delegate that has another."""
-        stage = self.stages[index]
-        body = OuterAnchor(cell=cell, stage=index, anchor=stage.anchor_count)
-        return [ShipFlat(peer, body, (stage.anchor.clone(), stage.outer_momentum.clone()))]
+    def ship_anchor(
+        self, to: ShipAnchor, cell: str, made: tuple[Tensor, ...] = (), count: int = 0
+    ) -> Sequence[Effect]:
+        """An anchor for another delegate, if the stage is still held."""
+        stage = self.stages.get(to.stage)
+        return [anchors.shipped(to, cell, stage, made, count)] if stage is not None else []
 
     # -- copies of the ends -----------------------------------------------------------------
 

@@ -71,10 +71,10 @@ class Came:
 class Meeting:
     """This delegate's round of one stage.
 
-    parts: what the owner averages, by cell. behind: who else came, and waits at this iteration for
-    the anchor that this delegate will have. told: who has this cell's outer gradient,
-    and may answer it with an anchor. wait_s: for any cell, from when it began. until: when it
-    stops waiting; latest: for cells that come.
+    parts: what the owner averages, by cell. behind: who came and is not to be averaged, and waits at
+    this iteration for the anchor that this delegate will have. told: who has this cell's outer
+    gradient, and may answer it with an anchor. wait_s: for any cell, from when it began. until: when
+    it stops waiting; latest: for cells that come.
     """
 
     begun: Begun
@@ -131,6 +131,15 @@ class Meeting:
         if due:
             self.until = min(self.latest, max(due) + WAIT_MIN_S)
         return bool(due)
+
+    def is_averaging(self, cell: str, iteration: int) -> bool:
+        """Whether the round of this iteration is past waiting, and its mean on the way."""
+        return self.averaging and (self.begun.cell, self.begun.iteration) == (cell, iteration)
+
+    def all_behind(self) -> None:
+        """Who came is not averaged after all."""
+        self.behind |= {part.peer: part.iteration for part in self.parts.values()}
+        self.parts.clear()
 
     def succeed(self, owner: NodeId) -> None:
         """Another delegate of its cell owns the round; the word of the one before still counts."""

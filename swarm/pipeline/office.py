@@ -150,9 +150,9 @@ class Office(ABC):
     def _candidacy(self, now: float, *, silent: bool = False, overtaken: bool = False) -> Sequence[Effect]:
         """Stand, or wait for whoever is to lead.
 
-        overtaken: this node stood and learned a newer record. Whoever had that one may have given way
-        to it, or will when it is refused, as it is if this node stood with the higher ballot. So it
-        stands again though others may come before it.
+        overtaken: this node stood and learned a newer record. The leader of that one has given way to
+        this candidacy, or will once this node's follower refuses its word, as it does if this node
+        stood with the higher ballot. So it stands again though others may come before it.
         """
         ranking = succession(self.record, self.appointments.live)
         if is_finished(self.record, self.job) or self.me not in ranking:

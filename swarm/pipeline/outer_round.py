@@ -3,9 +3,9 @@
 Every stage has its own round. The owner, a delegate that follows from the stage and the cells,
 collects outer gradients of the same anchor, and gives their mean and its members to every member.
 Only the owner decides who is left out: a member waits for its word, so that members agree on what
-the round was, and soon after its death for that of who speaks for its cell next. A cell with an
-older anchor takes the one that the round makes, so that it is in the next one. A round that
-averaged nobody is never called averaged.
+the round was, and soon after its death for that of who speaks for its cell next. Who came and could
+not be averaged, with an older anchor or to one that is not the owner, takes the anchor that the round
+makes, so that it is in the next one. A round that averaged nobody is never called averaged.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from swarm.gossip.view import View
+from swarm.gossip.view import Member, View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
 from swarm.pipeline.meeting import Begun, Came, Meeting, member_wait_s, owner_wait_s
 from swarm.pipeline.work import Average, Settle, ShipAnchor, ShipFlat
@@ -106,19 +106,24 @@ class OuterRound:
         """
         self._cell = cell
         cells = self._present(stage)
+        running = self._meetings.get(stage)
         if len(cells) == 1:
-            return [Settle(stage, cells, "no other cell holds this stage", mean=delta)]
+            behind = self._behind(self._meetings.pop(stage)) if running else ()
+            why = "no other cell holds this stage"
+            return [Settle(stage, cells, why, mean=delta, anchor=anchor, behind=behind)]
         owner_cell = cells[stage % len(cells)]
         owner = self.me if owner_cell == cell else self._delegate(owner_cell, stage)
         assert owner is not None
-        running = self._meetings.get(stage)
-        if running and running.which == (cell, iteration, owner):
+        if running and (running.which == (cell, iteration, owner) or running.is_averaging(cell, iteration)):
             return []
         begun = self._begun_at(stage, cell, iteration, now)
         wait_s = (owner_wait_s if owner == self.me else member_wait_s)(every, step_s)
         expected = frozenset(cells)
         meeting = Meeting(begun, every, anchor, digest, delta, wait_s, owner, owner_cell, expected)
         self._meetings[stage] = meeting
+        if running:
+            running.all_behind()
+            meeting.behind = running.behind
         effects: list[Effect] = []
         if owner == self.me:
             meeting.parts[cell] = Came(self.me, iteration, delta)
@@ -156,18 +161,22 @@ class OuterRound:
         if meeting is None or not self._speaks_for(peer, body):
             self._keep_early(peer, body, payload)
             return []
-        if meeting.averaging and body.cell not in meeting.parts:
-            meeting.behind[peer] = body.iteration
+        before = meeting.parts.get(body.cell)
+        if meeting.averaging and body.anchor > meeting.anchor:
+            self._keep_early(peer, body, payload)
+            return []
         if meeting.averaging:
+            if before is None or before.peer != peer:
+                meeting.behind[peer] = body.iteration
             return []
         if (body.anchor, body.anchor_digest) != (meeting.anchor, meeting.digest):
             return self._other_anchor(peer, body, meeting)
-        before = meeting.parts.get(body.cell)
         if meeting.owner != self.me:
             # The sender takes us for the owner: by its view there are other cells than by ours.
             meeting.behind[peer] = body.iteration
         elif before is None or before.iteration <= body.iteration:
             meeting.parts[body.cell] = Came(peer, body.iteration, payload)
+            meeting.behind.pop(peer, None)
         return self._average_if_complete(body.stage, meeting)
 
     def _other_anchor(self, peer: NodeId, body: OuterDelta, meeting: Meeting) -> Sequence[Effect]:
@@ -175,14 +184,14 @@ class OuterRound:
         if body.anchor > meeting.anchor:
             return [self._ship_delta(body.stage, meeting, peer)]
         meeting.expected -= {body.cell}
-        ship = ShipAnchor(peer, body.stage)
+        ship = ShipAnchor(peer, body.stage, body.iteration)
         if peer == meeting.owner:
             # An owner with an older anchor takes ours now, and can average nothing with it.
             del self._meetings[body.stage]
             reason = f"not averaged: cell {body.cell} had the anchor of {body.anchor} rounds"
             return [ship, self._settle(body.stage, meeting, (), reason)]
-        if meeting.owner == self.me and len(meeting.expected) > 1:
-            # With ours as it is it would miss the mean to come, and be as far behind the next time.
+        if meeting.owner == self.me and len(meeting.expected | meeting.parts.keys()) > 1:
+            # With our present one that cell would miss the mean to come, and be behind the next time too.
             meeting.behind[peer] = body.iteration
             return self._average_if_complete(body.stage, meeting)
         return [ship, *self._average_if_complete(body.stage, meeting)]
@@ -197,11 +206,7 @@ class OuterRound:
     def _still_waits(self, peer: NodeId, iteration: int) -> bool:
         """Not so once the sender's cell has gone on to its next iteration. A suspect may wait."""
         member = self.view.members.get(peer)
-        return (
-            member is not None
-            and member.status in ("alive", "suspect")
-            and member.facts.iteration <= iteration
-        )
+        return member is not None and _believed(member) and member.facts.iteration <= iteration
 
     def _keep_early(self, peer: NodeId, body: OuterDelta, payload: Any) -> None:
         """Keep the newest of each sender until our round begins, or the view has caught up."""
@@ -209,8 +214,9 @@ class OuterRound:
         older = self._early.get(key)
         if older is not None and older[0].iteration > body.iteration:
             return
-        has_room = older is not None or self._has_room(peer, body.stage)
-        if has_room and self._still_waits(peer, body.iteration):
+        if not self._still_waits(peer, body.iteration):
+            return
+        if older is not None or self._has_room(peer, body.stage):
             self._early[key] = (body, payload)
 
     def _has_room(self, peer: NodeId, stage: int) -> bool:
@@ -220,7 +226,7 @@ class OuterRound:
         """
         by_peer = sum(sender == peer for _, sender in self._early)
         by_stage = sum(of == stage for of, _ in self._early)
-        cells = {member.facts.cell for member in self.view.live()} - {"", self._cell}
+        cells = {m.facts.cell for m in self.view.members.values() if _believed(m)} - {"", self._cell}
         stages = self.view.members[peer].facts.stages
         return stage in self._held and by_peer < max(1, len(stages)) and by_stage <= len(cells)
 
@@ -249,22 +255,27 @@ class OuterRound:
     def anchor(self, peer: NodeId, body: OuterAnchor, payload: Any) -> Sequence[Effect]:
         """Another anchor is the group's: move to it, if it answers what this cell has sent."""
         meeting = self._meetings.get(body.stage)
-        if meeting is None or peer not in meeting.told or body.anchor < meeting.anchor:
+        if meeting is None or peer not in meeting.told or body.cell == self._cell:
+            return []
+        if body.iteration != meeting.iteration or body.anchor < meeting.anchor:
             return []
         del self._meetings[body.stage]
-        meeting.behind |= {part.peer: part.iteration for part in meeting.parts.values()}
+        meeting.all_behind()
         reason = f"took the anchor of cell {body.cell}, made by {body.anchor} rounds"
         return [self._settle(body.stage, meeting, (body.cell,), reason, adopted=payload)]
 
     def averaged(self, work: Average, mean: Any, _: float) -> Sequence[Effect]:
         """The mean of those members whose parts could be read is there, or is None."""
-        meeting = self._meetings.pop(work.stage, None)
-        if meeting is None:
+        meeting = self._meetings.get(work.stage)
+        if meeting is None or not meeting.averaging or not meeting.parts.keys() >= set(work.members):
             return []
+        del self._meetings[work.stage]
         if mean is None or self._cell not in work.members or len(work.members) < 2:
+            meeting.all_behind()
             reason = "not averaged: no other outer gradient could be read"
             return [self._settle(work.stage, meeting, (), reason)]
-        came = [meeting.parts[cell] for cell in work.members]
+        came = [meeting.parts.pop(cell) for cell in work.members]
+        meeting.all_behind()  # those that are left, for theirs could not be read
         body = OuterMean(
             stage=work.stage,
             anchor=meeting.anchor,
@@ -286,9 +297,13 @@ class OuterRound:
         adopted: Any = None,
     ) -> Settle:
         """The end of a meeting, for those who came to it and are behind, too."""
-        waiting = (peer for peer, at in sorted(meeting.behind.items()) if self._still_waits(peer, at))
-        behind = tuple(peer for peer in waiting if peer != self.me)
-        return Settle(stage, members, reason, mean=mean, adopted=adopted, behind=behind)
+        behind = self._behind(meeting)
+        return Settle(stage, members, reason, mean, adopted, meeting.anchor, behind)
+
+    def _behind(self, meeting: Meeting) -> tuple[tuple[NodeId, int], ...]:
+        """Who came to a meeting and still waits for what comes of it, at which iterations."""
+        waiting = sorted(meeting.behind.items())
+        return tuple((peer, at) for peer, at in waiting if peer != self.me and self._still_waits(peer, at))
 
     def _average_if_complete(self, stage: int, meeting: Meeting) -> Sequence[Effect]:
         over = self._meetings.get(stage) is not meeting  # an early part has ended it already
@@ -326,3 +341,7 @@ class OuterRound:
     def deadline(self) -> float | None:
         """When the next round stops waiting."""
         return min((m.until for m in self._meetings.values() if not m.averaging), default=None)
+
+
+def _believed(member: Member) -> bool:
+    return member.status in ("alive", "suspect")

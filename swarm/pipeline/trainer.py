@@ -211,8 +211,8 @@ class Trainer:
             case Settle():
                 self.computing.settle(effect, self.cell, self.averaging.settled)
                 return []
-            case ShipAnchor(peer, stage):
-                return self.computing.ship_anchor(peer, stage, self.cell)
+            case ShipAnchor():
+                return self.computing.ship_anchor(effect, self.cell)
             case Ignored(_, kind, reason):
                 self._drop(f"{kind}: {reason}")
                 return []

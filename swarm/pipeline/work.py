@@ -109,10 +109,14 @@ class Average(Effect):
 
 @dataclass(frozen=True, slots=True)
 class ShipAnchor(Effect):
-    """Send this node's anchor and momentum of a stage to a delegate with another one."""
+    """Send this node's anchor and momentum of a stage to a delegate with another one.
+
+    iteration: of the outer gradient that this answers.
+    """
 
     peer: NodeId
     stage: int
+    iteration: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +124,9 @@ class Settle(Effect):
     """A stage's round is over.
 
     mean: the outer gradient to step with, or None. adopted: a message with another cell's
-    anchor and momentum to move to, or None. With neither the stage was not averaged. behind:
-    delegates who wait for the anchor that comes of it, or for the present one.
+    anchor and momentum to move to, or None. With neither the stage was not averaged. anchor: how
+    many rounds made the one that `mean` is for. behind: (delegate, iteration it came at) of those
+    who wait for the anchor that comes of it, or for the present one if none does.
     """
 
     stage: int
@@ -129,4 +134,5 @@ class Settle(Effect):
     reason: str
     mean: Any = None
     adopted: Any = None
-    behind: tuple[NodeId, ...] = ()
+    anchor: int = 0
+    behind: tuple[tuple[NodeId, int], ...] = ()

@@ -134,7 +134,7 @@ case(SAID, "a round of which nobody told", lambda w: w.show(ROUND, A), lambda w:
 
 def took_over(world: Made, anchor_of: str) -> None:
     """The round took the anchor of cell c1, which another has sent."""
-    world.hear(C, OuterAnchor(cell=anchor_of, stage=0, anchor=1), "c1")
+    world.hear(C, OuterAnchor(cell=anchor_of, stage=0, iteration=0, anchor=1), "c1")
     sums = (StageSum(contributors=("c1",), digest="0"), StageSum(), StageSum())
     world.show(ROUND.model_copy(update={"sums": sums}), A)
 

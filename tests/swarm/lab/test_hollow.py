@@ -72,7 +72,9 @@ def test_messages_declare_the_sizes_of_the_model_and_carry_what_the_other_side_r
     (spec,) = sent.body.tensors
     assert spec.shape == (4, 256, 4096)
     assert sent.nbytes == sent.buffers[0].nbytes == 4 * 256 * 4096 * 33 // 32  # type: ignore[union-attr]
-    anchors = HOLLOW.pack(OuterAnchor(cell="c0", stage=1, anchor=1), {"t0": X, "t1": GRADIENT}, "raw")
+    anchors = HOLLOW.pack(
+        OuterAnchor(cell="c0", stage=1, iteration=0, anchor=1), {"t0": X, "t1": GRADIENT}, "raw"
+    )
     assert anchors.nbytes == 2 * 4 * 202_383_360
     assert [t.tolist() for t in HOLLOW.unpack(anchors)] == [X.tolist(), GRADIENT.tolist()]
 

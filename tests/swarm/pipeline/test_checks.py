@@ -40,7 +40,7 @@ def test_an_anchor_of_countless_rounds_leaves_no_room_for_one_more() -> None:
     averaged = Averaged(
         cell="c0", slot=1, term=1, stage=1, round_attempt=1, total=StageSum(), anchor=2**53 - 1
     )
-    anchor = OuterAnchor(cell="c1", stage=1, anchor=2**53 - 1)
+    anchor = OuterAnchor(cell="c1", stage=1, iteration=0, anchor=2**53 - 1)
     for body in (averaged, anchor):
         assert "rounds" in wrong(body, tensors=2)
         assert wrong(body.model_copy(update={"anchor": 3}), tensors=2) == ""

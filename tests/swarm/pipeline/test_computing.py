@@ -211,11 +211,38 @@ def test_who_is_behind_gets_the_anchor_that_a_round_makes_or_the_present_one(
 ) -> None:
     anchor = computing.stages[2].anchor.clone()
     mean = message(torch.ones_like(anchor)) if averaged else None
-    computing.settle(Settle(2, ("c0",), "", mean=mean, behind=(PEER,)), "c0", lambda *_, **__: [])
+    computing.settle(Settle(2, ("c0",), "", mean=mean, behind=((PEER, 6),)), "c0", lambda *_, **__: [])
     (ship,) = run(computing)
     assert isinstance(ship, ShipFlat)
-    assert (ship.peer, ship.body) == (PEER, OuterAnchor(cell="c0", stage=2, anchor=int(averaged)))
+    assert (ship.peer, ship.body) == (
+        PEER,
+        OuterAnchor(cell="c0", stage=2, iteration=6, anchor=int(averaged)),
+    )
     assert torch.equal(ship.tensors[0], anchor) is not averaged
+
+
+def settled_with(computing: Computing, settle: Settle) -> tuple[StageSum, str]:
+    computing.settle(settle, "c0", lambda *result, **more: [(result, more)])  # type: ignore[list-item]
+    (((_, total, _), more),) = run(computing)  # type: ignore[misc]
+    return total, more["reason"]
+
+
+def test_a_mean_is_not_applied_to_an_anchor_that_it_was_not_made_for(computing: Computing) -> None:
+    """Another delegate's result of the same round was committed meanwhile: it would be applied twice."""
+    computing.stages[2].anchor_count = 1
+    settle = Settle(2, ("c0", "c1"), "", mean=message(torch.ones(6)), anchor=0)
+    assert settled_with(computing, settle) == (StageSum(), "not averaged: the anchor has moved meanwhile")
+
+
+def test_the_same_anchor_taken_once_more_is_no_round(computing: Computing) -> None:
+    stage = computing.stages[2]
+    encoded = [
+        encode(name, tensor, "raw") for name, tensor in (("a", stage.anchor), ("m", stage.outer_momentum))
+    ]
+    body = OuterAnchor(cell="c1", stage=2, iteration=0, anchor=0, tensors=tuple(spec for spec, _ in encoded))
+    same = Message(body, tuple(buffer for _, buffer in encoded))
+    total, reason = settled_with(computing, Settle(2, ("c1",), "took it", adopted=same))
+    assert (total, "not averaged" in reason) == (StageSum(), True)
 
 
 def ends_copy(iteration: int, cell: str = "c0") -> Message:

@@ -7,7 +7,14 @@ import pytest
 
 from swarm.gossip.view import Facts, Member, MemberRecord, View
 from swarm.meetings import OuterAnchor, OuterDelta, OuterMean
-from swarm.pipeline.meeting import COMING, WAIT_MIN_S, comes_in_s, leader_wait_s, member_wait_s, owner_wait_s
+from swarm.pipeline.meeting import (
+    COMING,
+    WAIT_MIN_S,
+    comes_in_s,
+    leader_wait_s,
+    member_wait_s,
+    owner_wait_s,
+)
 from swarm.pipeline.outer_round import LAST_WORD_S, OuterRound
 from swarm.pipeline.work import Average, Settle, ShipAnchor, ShipFlat
 from transport.machine import Effect, NodeId
@@ -206,7 +213,7 @@ def test_a_mean_of_what_this_cell_sent_before_is_not_its_own() -> None:
 
 def test_an_anchor_is_taken_only_from_who_was_told_of_ours() -> None:
     outer, _ = started("c1", 0, "c0", "c1", "c2")
-    anchor = OuterAnchor(cell="c2", stage=0, anchor=7)
+    anchor = OuterAnchor(cell="c2", stage=0, iteration=0, anchor=7)
     assert outer.anchor(NODES["c2"], anchor, "forged") == []
     settle = settled(list(outer.anchor(NODES["c0"], anchor.model_copy(update={"cell": "c0"}), "theirs")))
     assert settle.adopted == "theirs"
@@ -215,14 +222,20 @@ def test_an_anchor_is_taken_only_from_who_was_told_of_ours() -> None:
 def test_an_owner_takes_the_anchor_of_who_came_with_a_newer_one() -> None:
     outer, _ = started("c0", 0, "c0", "c1", "c2")
     assert [type(effect) for effect in outer.delta(NODES["c1"], delta("c1", anchor=1), "x")] == [ShipFlat]
-    anchor = OuterAnchor(cell="c1", stage=0, anchor=1)
+    anchor = OuterAnchor(cell="c1", stage=0, iteration=0, anchor=1)
     assert outer.anchor(NODES["c2"], anchor, "forged") == []
     assert settled(list(outer.anchor(NODES["c1"], anchor, "theirs"))).adopted == "theirs"
 
 
-def test_an_anchor_that_comes_too_late_moves_nobody_back() -> None:
+@pytest.mark.parametrize(
+    ("cell", "iteration", "anchor"), [("c0", 0, 2), ("c0", 1, 3), ("c1", 0, 4)], ids=["old", "late", "forged"]
+)
+def test_an_anchor_that_answers_something_else_moves_nobody(cell: str, iteration: int, anchor: int) -> None:
+    """Older than ours; for what we sent in another round; in the name of our own cell, whose weights
+    would jump to it."""
     outer, _ = started("c1", 3, "c0", "c1")
-    assert outer.anchor(NODES["c0"], OuterAnchor(cell="c0", stage=0, anchor=2), "stale") == []
+    body = OuterAnchor(cell=cell, stage=0, iteration=iteration, anchor=anchor)
+    assert outer.anchor(NODES["c0"], body, "theirs") == []
 
 
 def test_who_comes_with_an_older_anchor_takes_the_one_that_the_round_makes() -> None:
@@ -232,14 +245,14 @@ def test_who_comes_with_an_older_anchor_takes_the_one_that_the_round_makes() -> 
     (average,) = outer.delta(NODES["c2"], delta("c2", anchor=1), "third")
     assert isinstance(average, Average)
     settle = settled(list(outer.averaged(average, "mean", 1.0)))
-    assert (settle.members, settle.mean, settle.behind) == (("c0", "c2"), "mean", (NODES["c1"],))
+    assert (settle.members, settle.mean, settle.behind) == (("c0", "c2"), "mean", ((NODES["c1"], 0),))
 
 
 def test_who_is_behind_is_answered_though_nobody_else_came() -> None:
     outer, _ = started("c0", 1, "c0", "c1", "c2")
     outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs")
     settle = settled(list(outer.tick(10.0)))
-    assert (settle.members, settle.behind) == ((), (NODES["c1"],))
+    assert (settle.members, settle.behind) == ((), ((NODES["c1"], 0),))
 
 
 def test_who_came_to_an_owner_that_takes_another_anchor_is_given_that() -> None:
@@ -247,8 +260,10 @@ def test_who_came_to_an_owner_that_takes_another_anchor_is_given_that() -> None:
     outer, _ = started("c0", 0, "c0", "c1", "c2")
     assert outer.delta(NODES["c2"], delta("c2", anchor=0), "third") == []
     outer.delta(NODES["c1"], delta("c1", anchor=1), "newer")
-    settle = settled(list(outer.anchor(NODES["c1"], OuterAnchor(cell="c1", stage=0, anchor=1), "theirs")))
-    assert (settle.adopted, settle.behind) == ("theirs", (NODES["c2"],))
+    settle = settled(
+        list(outer.anchor(NODES["c1"], OuterAnchor(cell="c1", stage=0, iteration=0, anchor=1), "theirs"))
+    )
+    assert (settle.adopted, settle.behind) == ("theirs", ((NODES["c2"], 0),))
 
 
 def test_who_takes_us_for_the_owner_is_given_what_our_round_makes() -> None:
@@ -256,7 +271,7 @@ def test_who_takes_us_for_the_owner_is_given_what_our_round_makes() -> None:
     outer, _ = started("c1", 0, "c0", "c1", "c2")
     assert outer.delta(NODES["c2"], delta("c2"), "third") == []
     settle = settled(list(outer.mean(NODES["c0"], mean_of("c0", "c1"), "mean")))
-    assert (settle.mean, settle.behind) == ("mean", (NODES["c2"],))
+    assert (settle.mean, settle.behind) == ("mean", ((NODES["c2"], 0),))
 
 
 def test_who_comes_while_the_owner_averages_is_given_what_comes_of_it() -> None:
@@ -266,7 +281,7 @@ def test_who_comes_while_the_owner_averages_is_given_what_comes_of_it() -> None:
     assert isinstance(average, Average)
     assert outer.delta(NODES["c2"], delta("c2"), "late") == []
     settle = settled(list(outer.averaged(average, "mean", 11.0)))
-    assert (settle.members, settle.behind) == (("c0", "c1"), (NODES["c2"],))
+    assert (settle.members, settle.behind) == (("c0", "c1"), ((NODES["c2"], 0),))
 
 
 def test_who_has_gone_on_meanwhile_is_sent_no_anchor() -> None:
@@ -274,6 +289,92 @@ def test_who_has_gone_on_meanwhile_is_sent_no_anchor() -> None:
     outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs")
     outer.observe(view(member("c0"), member("c1", iteration=1), member("c2")), 1.0)
     assert settled(list(outer.tick(10.0))).behind == ()
+
+
+def test_who_came_is_not_forgotten_when_the_round_is_closed_once_more_for_other_cells() -> None:
+    """c2 took c1 for the owner, which it was not; now it is, and has a new meeting."""
+    outer, _ = started("c1", 0, "c0", "c1", "c2")
+    outer.delta(NODES["c2"], delta("c2"), "third")
+    outer.observe(view(member("c0", state="finished"), member("c1"), member("c2")), 1.0)
+    begin(outer, "c1", now=1.0)
+    assert settled(list(outer.tick(10.0))).behind == ((NODES["c2"], 0),)
+
+
+def test_who_came_is_not_forgotten_when_all_others_are_gone() -> None:
+    outer, _ = started("c0", 1, "c0", "c1", "c2")
+    outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs")
+    gone = [member(cell, state="finished") for cell in ("c1", "c2")]
+    outer._meetings[0].expected |= {"c2"}
+    outer.view = view(member("c0"), *gone)
+    assert settled(list(begin(outer, "c0", 1, now=1.0))).behind == ((NODES["c1"], 0),)
+    assert outer.deadline() is None
+
+
+def test_a_round_that_averages_is_not_begun_again() -> None:
+    """Its mean, when it came, belonged to no meeting, and ended the node."""
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    outer.delta(NODES["c1"], delta("c1"), "theirs")
+    (average,) = outer.tick(10.0)
+    assert isinstance(average, Average)
+    outer.observe(view(member("c0"), member("c1")), 11.0)
+    assert begin(outer, "c0", now=11.0) == []
+    assert settled(list(outer.averaged(average, "mean", 12.0))).mean == "mean"
+
+
+def test_a_mean_of_a_round_that_is_over_is_nothing() -> None:
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    outer.delta(NODES["c1"], delta("c1"), "theirs")
+    (average,) = outer.tick(10.0)
+    assert isinstance(average, Average)
+    begin(outer, "c0", 1, iteration=2, now=20.0)
+    assert outer.averaged(average, "mean", 21.0) == []
+    assert outer.deadline() is not None
+
+
+@pytest.mark.parametrize("members", [("c0",), ("c0", "c1")], ids=["nobody else's", "one of two"])
+def test_whose_outer_gradient_cannot_be_read_is_told_all_the_same(members: tuple[str, ...]) -> None:
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    outer.delta(NODES["c1"], delta("c1"), "theirs")
+    (average,) = outer.delta(NODES["c2"], delta("c2"), "third")
+    assert isinstance(average, Average)
+    settle = settled(list(outer.averaged(Average(0, members, average.parts[: len(members)]), "mean", 1.0)))
+    assert [peer for peer, _ in settle.behind] == [NODES[cell] for cell in NODES if cell not in members]
+
+
+def test_who_speaks_next_for_a_cell_while_its_part_is_averaged_is_told() -> None:
+    """The mean goes to the one before, which is dead."""
+    outer, _ = started("c0", 0, "c0", "c1")
+    (average,) = outer.delta(NODES["c1"], delta("c1"), "theirs")
+    assert isinstance(average, Average)
+    successor = NodeId("d" * 64)
+    outer.observe(view(member("c0"), member("c1", status="dead"), member("c1", node=successor)), 1.0)
+    assert outer.delta(successor, delta("c1"), "theirs, too") == []
+    assert settled(list(outer.averaged(average, "mean", 2.0))).behind == ((successor, 0),)
+
+
+def test_a_newer_anchor_that_comes_while_the_owner_averages_waits_for_the_next_round() -> None:
+    outer, _ = started("c0", 0, "c0", "c1", "c2")
+    outer.delta(NODES["c1"], delta("c1"), "theirs")
+    (average,) = outer.tick(10.0)
+    assert isinstance(average, Average)
+    assert outer.delta(NODES["c2"], delta("c2", anchor=5), "newer") == []
+    assert settled(list(outer.averaged(average, "mean", 11.0))).behind == ()
+    assert outer.early == 1
+
+
+def test_who_is_behind_waits_for_the_mean_of_a_cell_that_was_not_expected() -> None:
+    outer, _ = started("c0", 1, "c0", "c1")
+    outer.observe(view(*(member(cell) for cell in NODES)), 1.0)
+    assert outer.delta(NODES["c2"], delta("c2", anchor=1), "third") == []
+    (average,) = outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs")
+    assert isinstance(average, Average)
+    assert settled(list(outer.averaged(average, "mean", 2.0))).behind == ((NODES["c1"], 0),)
+
+
+def test_an_outer_gradient_of_whom_the_view_does_not_know_is_left_out() -> None:
+    outer, _ = started("c0", 0, "c0", "c1")
+    assert outer.delta(NodeId("e" * 64), delta("c2"), "theirs") == []
+    assert outer.early == 0
 
 
 @pytest.mark.parametrize(("status", "kept"), [("suspect", 1), ("dead", 0)])
