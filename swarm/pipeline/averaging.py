@@ -232,6 +232,9 @@ class Averaging:
         """What a round makes of a stage is there. Too late, if a step is being closed by now."""
         if self._close is None or self._close.act != "round":
             return []
+        before = self._settled.get(stage)
+        if before is not None and before.slot == self._close.slot and before.total.digest:
+            return []  # a round that was closed again while this was in hand; other cells have the first
         self._settled[stage] = Settled(self._close.slot, total, tensors, anchor, reason)
         return self._tell(stage, total, tensors, anchor=anchor, reason=reason)
 

@@ -71,8 +71,8 @@ class Came:
 class Meeting:
     """This delegate's round of one stage.
 
-    parts: what the owner averages, by cell. behind: who came and is not to be averaged, and waits at
-    this iteration for the anchor that this delegate will have. told: who has this cell's outer
+    parts: what came for this anchor, by cell; an owner averages it. behind: who came with another, and
+    waits at this iteration for the one that this delegate will have. told: who has this cell's outer
     gradient, and may answer it with an anchor. wait_s: for any cell, from when it began. until: when
     it stops waiting; latest: for cells that come.
     """
@@ -140,6 +140,13 @@ class Meeting:
         """Who came is not averaged after all."""
         self.behind |= {part.peer: part.iteration for part in self.parts.values()}
         self.parts.clear()
+
+    def take_over(self, old: Meeting) -> None:
+        """Who came to a meeting that is begun anew comes to this one, with its part if that is for it."""
+        if (old.begun, old.anchor, old.digest) != (self.begun, self.anchor, self.digest):
+            old.all_behind()
+        self.behind = old.behind
+        self.parts = {cell: part for cell, part in old.parts.items() if cell != self.begun.cell}
 
     def succeed(self, owner: NodeId) -> None:
         """Another delegate of its cell owns the round; the word of the one before still counts."""

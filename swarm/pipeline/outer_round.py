@@ -11,6 +11,7 @@ makes, so that it is in the next one. A round that averaged nobody is never call
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from swarm.gossip.view import Member, View
@@ -107,6 +108,8 @@ class OuterRound:
         self._cell = cell
         cells = self._present(stage)
         running = self._meetings.get(stage)
+        if running and running.is_averaging(cell, iteration):
+            return []
         if len(cells) == 1:
             behind = self._behind(self._meetings.pop(stage)) if running else ()
             why = "no other cell holds this stage"
@@ -114,7 +117,7 @@ class OuterRound:
         owner_cell = cells[stage % len(cells)]
         owner = self.me if owner_cell == cell else self._delegate(owner_cell, stage)
         assert owner is not None
-        if running and (running.which == (cell, iteration, owner) or running.is_averaging(cell, iteration)):
+        if running and running.which == (cell, iteration, owner):
             return []
         begun = self._begun_at(stage, cell, iteration, now)
         wait_s = (owner_wait_s if owner == self.me else member_wait_s)(every, step_s)
@@ -122,8 +125,7 @@ class OuterRound:
         meeting = Meeting(begun, every, anchor, digest, delta, wait_s, owner, owner_cell, expected)
         self._meetings[stage] = meeting
         if running:
-            running.all_behind()
-            meeting.behind = running.behind
+            meeting.take_over(running)
         effects: list[Effect] = []
         if owner == self.me:
             meeting.parts[cell] = Came(self.me, iteration, delta)
@@ -166,15 +168,16 @@ class OuterRound:
             self._keep_early(peer, body, payload)
             return []
         if meeting.averaging:
-            if before is None or before.peer != peer:
+            if before is None:
                 meeting.behind[peer] = body.iteration
+            elif before.iteration == body.iteration:
+                # Who speaks for the cell next, perhaps: the part is the same, the mean goes to it.
+                meeting.parts[body.cell] = replace(before, peer=peer)
             return []
         if (body.anchor, body.anchor_digest) != (meeting.anchor, meeting.digest):
             return self._other_anchor(peer, body, meeting)
-        if meeting.owner != self.me:
-            # The sender takes us for the owner: by its view there are other cells than by ours.
-            meeting.behind[peer] = body.iteration
-        elif before is None or before.iteration <= body.iteration:
+        # A sender may take us for the owner that we are not, or not yet: its view knows of other cells.
+        if before is None or before.iteration <= body.iteration:
             meeting.parts[body.cell] = Came(peer, body.iteration, payload)
             meeting.behind.pop(peer, None)
         return self._average_if_complete(body.stage, meeting)
@@ -260,7 +263,6 @@ class OuterRound:
         if body.iteration != meeting.iteration or body.anchor < meeting.anchor:
             return []
         del self._meetings[body.stage]
-        meeting.all_behind()
         reason = f"took the anchor of cell {body.cell}, made by {body.anchor} rounds"
         return [self._settle(body.stage, meeting, (body.cell,), reason, adopted=payload)]
 
@@ -271,11 +273,9 @@ class OuterRound:
             return []
         del self._meetings[work.stage]
         if mean is None or self._cell not in work.members or len(work.members) < 2:
-            meeting.all_behind()
             reason = "not averaged: no other outer gradient could be read"
             return [self._settle(work.stage, meeting, (), reason)]
         came = [meeting.parts.pop(cell) for cell in work.members]
-        meeting.all_behind()  # those that are left, for theirs could not be read
         body = OuterMean(
             stage=work.stage,
             anchor=meeting.anchor,
@@ -297,11 +297,11 @@ class OuterRound:
         adopted: Any = None,
     ) -> Settle:
         """The end of a meeting, for those who came to it and are behind, too."""
-        behind = self._behind(meeting)
-        return Settle(stage, members, reason, mean, adopted, meeting.anchor, behind)
+        return Settle(stage, members, reason, mean, adopted, meeting.anchor, self._behind(meeting))
 
     def _behind(self, meeting: Meeting) -> tuple[tuple[NodeId, int], ...]:
-        """Who came to a meeting and still waits for what comes of it, at which iterations."""
+        """Who came to a meeting and still waits for what comes of it: all but those told a mean."""
+        meeting.all_behind()
         waiting = sorted(meeting.behind.items())
         return tuple((peer, at) for peer, at in waiting if peer != self.me and self._still_waits(peer, at))
 

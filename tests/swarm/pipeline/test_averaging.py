@@ -107,6 +107,17 @@ def test_a_round_that_is_closed_again_is_told_what_it_had_made_already() -> None
     assert list(averaging.settled_before(0)) == [], "another round has another result"
 
 
+def test_what_a_round_made_first_stands() -> None:
+    """It was closed again while that was in hand, and the other cells, which have had it, came no more."""
+    averaging = Averaging(ME)
+    closed(averaging, close(6, "round"))
+    averaging.settled(0, StageSum(contributors=("c0", "c1"), digest="aa"), (GRADIENT, GRADIENT))
+    assert averaging.settled(0, StageSum(), (), reason="not averaged: no answer from c1") == []
+    (summed,) = [e.message.body for e in averaging.settled_before(0) if isinstance(e, Send)]
+    assert isinstance(summed, Summed)
+    assert summed.total.contributors == ("c0", "c1")
+
+
 def closed_with_other(averaging: Averaging, slot: int, attempt: int = 0) -> list[str]:
     """What the sum of a row of two is made of, or nothing if the other's part is not there."""
     effects = closed(averaging, close(slot, "step", attempt, row=(ME, OTHER)))

@@ -292,11 +292,18 @@ def test_who_has_gone_on_meanwhile_is_sent_no_anchor() -> None:
 
 
 def test_who_came_is_not_forgotten_when_the_round_is_closed_once_more_for_other_cells() -> None:
-    """c2 took c1 for the owner, which it was not; now it is, and has a new meeting."""
+    """c2 took c1 for the owner, which it was not; now it is, and has a new meeting with its part."""
     outer, _ = started("c1", 0, "c0", "c1", "c2")
     outer.delta(NODES["c2"], delta("c2"), "third")
     outer.observe(view(member("c0", state="finished"), member("c1"), member("c2")), 1.0)
-    begin(outer, "c1", now=1.0)
+    assert parts_of(begin(outer, "c1", now=1.0)) == ("mine", "third")
+
+
+def test_what_came_for_an_older_anchor_is_not_taken_over() -> None:
+    outer, _ = started("c1", 0, "c0", "c1", "c2")
+    outer.delta(NODES["c2"], delta("c2"), "third")
+    outer.observe(view(member("c0", state="finished"), member("c1"), member("c2")), 1.0)
+    begin(outer, "c1", 1, now=1.0)
     assert settled(list(outer.tick(10.0))).behind == ((NODES["c2"], 0),)
 
 
@@ -321,6 +328,16 @@ def test_a_round_that_averages_is_not_begun_again() -> None:
     assert settled(list(outer.averaged(average, "mean", 12.0))).mean == "mean"
 
 
+def test_a_round_that_averages_is_not_begun_again_though_the_others_seem_gone() -> None:
+    """They would wait for its mean, and this cell go on with its own outer gradient alone."""
+    outer, _ = started("c0", 0, "c0", "c1")
+    (average,) = outer.delta(NODES["c1"], delta("c1"), "theirs")
+    assert isinstance(average, Average)
+    outer.observe(view(member("c0"), member("c1", status="suspect")), 1.0)
+    assert begin(outer, "c0", now=2.0) == []
+    assert settled(list(outer.averaged(average, "mean", 3.0))).members == ("c0", "c1")
+
+
 def test_a_mean_of_a_round_that_is_over_is_nothing() -> None:
     outer, _ = started("c0", 0, "c0", "c1", "c2")
     outer.delta(NODES["c1"], delta("c1"), "theirs")
@@ -342,14 +359,17 @@ def test_whose_outer_gradient_cannot_be_read_is_told_all_the_same(members: tuple
 
 
 def test_who_speaks_next_for_a_cell_while_its_part_is_averaged_is_told() -> None:
-    """The mean goes to the one before, which is dead."""
+    """Only the one before, which is dead, was told the mean; with an anchor instead the part, which is in
+    it, would count twice."""
     outer, _ = started("c0", 0, "c0", "c1")
     (average,) = outer.delta(NODES["c1"], delta("c1"), "theirs")
     assert isinstance(average, Average)
     successor = NodeId("d" * 64)
     outer.observe(view(member("c0"), member("c1", status="dead"), member("c1", node=successor)), 1.0)
     assert outer.delta(successor, delta("c1"), "theirs, too") == []
-    assert settled(list(outer.averaged(average, "mean", 2.0))).behind == ((successor, 0),)
+    told = outer.averaged(average, "mean", 2.0)
+    assert settled(list(told)).behind == ()
+    assert [ship.peer for ship in told if isinstance(ship, ShipFlat)] == [successor]
 
 
 def test_a_newer_anchor_that_comes_while_the_owner_averages_waits_for_the_next_round() -> None:
