@@ -23,7 +23,10 @@ Moved = tuple[tuple[Tensor, ...], int, str]
 
 
 def average(effect: Average, read: Read) -> tuple[Average, Tensor | None]:
-    """The mean of the outer gradients that can be read and are finite, and whose they are."""
+    """(whose outer gradients can be read and are finite, their mean [n], or None if none can).
+
+    n: parameters of the stage, flat float32. The mean is that of DiLoCo (arXiv 2311.08105).
+    """
     named = zip(effect.members, effect.parts, strict=True)
     flat = [(cell, tensors[0]) for cell, part in named if (tensors := read((part,)))]
     good = [(cell, tensor) for cell, tensor in flat if bool(torch.isfinite(tensor).all())]
@@ -32,7 +35,12 @@ def average(effect: Average, read: Read) -> tuple[Average, Tensor | None]:
 
 
 def moved(effect: Settle, stage: Stage | None, read: Read, outer: OuterSection) -> Moved:
-    """Where a round takes the anchor of a stage. Neither a mean for another anchor, nor its own again."""
+    """Where a round takes the anchor of a stage: anchor and momentum, [n] each, float32 on the CPU.
+
+    By a mean with the job's outer optimizer, which see, or to those of another cell. Not by a mean that
+    was made for another anchor than the present one, which would apply it twice, and not to the anchor
+    that is there already, which would call a round what moved nothing. The reason says so.
+    """
     payload = effect.adopted if effect.adopted is not None else effect.mean
     if payload is None or stage is None:
         return (), 0, effect.reason

@@ -229,12 +229,15 @@ class Averaging:
     def settled(
         self, stage: int, total: StageSum, tensors: tuple[Any, ...], *, anchor: int = 0, reason: str = ""
     ) -> Sequence[Effect]:
-        """What a round makes of a stage is there. Too late, if a step is being closed by now."""
+        """What a round makes of a stage is there. Too late, if a step is being closed by now.
+
+        The first result of a slot stands: a round that was closed again meanwhile meets nobody any more.
+        """
         if self._close is None or self._close.act != "round":
             return []
         before = self._settled.get(stage)
         if before is not None and before.slot == self._close.slot and before.total.digest:
-            return []  # a round that was closed again while this was in hand; other cells have the first
+            return []
         self._settled[stage] = Settled(self._close.slot, total, tensors, anchor, reason)
         return self._tell(stage, total, tensors, anchor=anchor, reason=reason)
 

@@ -71,10 +71,10 @@ class Came:
 class Meeting:
     """This delegate's round of one stage.
 
-    parts: what came for this anchor, by cell; an owner averages it. behind: who came with another, and
-    waits at this iteration for the one that this delegate will have. told: who has this cell's outer
-    gradient, and may answer it with an anchor. wait_s: for any cell, from when it began. until: when
-    it stops waiting; latest: for cells that come.
+    parts: what came for this anchor, by cell; an owner averages it. behind: who came with another, or
+    too late, and waits at this iteration for the one that this delegate will have. told: who has this
+    cell's outer gradient, and may answer it with an anchor. wait_s: for any cell, from when it began.
+    until: when it stops waiting; latest: for cells that come.
     """
 
     begun: Begun

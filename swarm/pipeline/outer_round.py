@@ -164,11 +164,10 @@ class OuterRound:
             self._keep_early(peer, body, payload)
             return []
         before = meeting.parts.get(body.cell)
-        if meeting.averaging and body.anchor > meeting.anchor:
-            self._keep_early(peer, body, payload)
-            return []
         if meeting.averaging:
-            if before is None:
+            if body.anchor > meeting.anchor:
+                self._keep_early(peer, body, payload)
+            elif before is None:
                 meeting.behind[peer] = body.iteration
             elif before.iteration == body.iteration:
                 # Who speaks for the cell next, perhaps: the part is the same, the mean goes to it.

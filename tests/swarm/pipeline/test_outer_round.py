@@ -308,12 +308,11 @@ def test_what_came_for_an_older_anchor_is_not_taken_over() -> None:
 
 
 def test_who_came_is_not_forgotten_when_all_others_are_gone() -> None:
-    outer, _ = started("c0", 1, "c0", "c1", "c2")
-    outer.delta(NODES["c1"], delta("c1", anchor=0), "theirs")
-    gone = [member(cell, state="finished") for cell in ("c1", "c2")]
-    outer._meetings[0].expected |= {"c2"}
-    outer.view = view(member("c0"), *gone)
-    assert settled(list(begin(outer, "c0", 1, now=1.0))).behind == ((NODES["c1"], 0),)
+    outer, _ = started("c1", 0, "c0", "c1", "c2")
+    outer.delta(NODES["c2"], delta("c2"), "third")
+    gone = [member(cell, state="finished") for cell in ("c0", "c2")]
+    outer.observe(view(member("c1"), *gone), 1.0)
+    assert settled(list(begin(outer, "c1", now=1.0))).behind == ((NODES["c2"], 0),)
     assert outer.deadline() is None
 
 
